@@ -1,0 +1,79 @@
+"""The one tree of errors.
+
+::
+
+    NpcEngineError
+    ├── UserError                 something the user can mend; the message names file, field or option and the remedy
+    │   ├── WorldError            a world folder or one of its files
+    │   ├── PatchError            a change of the world that does not apply
+    │   ├── UtteranceError        what a player said is empty or too long
+    │   ├── UnknownNameError      no such NPC, place, player or save
+    │   ├── ModelError            a checkpoint that can't be found, read or trusted
+    │   │   └── UnsupportedModelError   an architecture or option that was not verified
+    │   ├── BlockMemoryError      the blocks in use don't fit in max_block_memory
+    │   ├── SaveError             a save that can't be read or written
+    │   └── RecordingError        a recording that can't be read or does not verify
+    ├── ContextOverflowError      a prompt needs more tokens than the model has positions
+    ├── BlockStoreError           the store on disk can't be opened or written
+    └── EngineClosedError         the engine was closed while something waited for it
+
+Exit codes: the command line turns :class:`UserError` into one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+
+class NpcEngineError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class UserError(NpcEngineError):
+    """A mistake that the user can mend. ``str(error)`` is one line that names the place and the remedy."""
+
+
+class WorldError(UserError):
+    """A world folder or file that doesn't load. The message starts with ``file:line:``."""
+
+
+class PatchError(UserError):
+    """A JSON Patch that does not apply. The state is as it was before."""
+
+
+class UtteranceError(UserError):
+    """An utterance that is empty or longer than the limit."""
+
+
+class UnknownNameError(UserError):
+    """No NPC, place, player or save of that name; the message lists those that exist."""
+
+
+class ModelError(UserError):
+    """A checkpoint that can't be found, read or trusted."""
+
+
+class UnsupportedModelError(ModelError):
+    """An architecture, RoPE type or quantization that was not verified. The message names it."""
+
+
+class BlockMemoryError(UserError):
+    """The blocks in use don't fit in ``max_block_memory``."""
+
+
+class SaveError(UserError):
+    """A save that can't be read or written."""
+
+
+class RecordingError(UserError):
+    """A recording that can't be read, or whose replay differs."""
+
+
+class ContextOverflowError(NpcEngineError):
+    """A prompt and its reply need more tokens than the model has positions."""
+
+
+class BlockStoreError(NpcEngineError):
+    """The block store on disk can't be opened or written."""
+
+
+class EngineClosedError(NpcEngineError):
+    """The engine was closed while something still waited for it."""

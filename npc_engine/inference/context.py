@@ -1,0 +1,156 @@
+"""The two ways to attend over a layout: move the cached keys, or turn the queries.
+
+Both give the same result (RoPE is relative). :class:`AssembledContext` copies the blocks of a layout into one buffer
+with their keys rotated to where they lie: the fastest to attend to on a CPU, for conversations that are going on.
+:class:`SegmentedContext` copies nothing: it reads every block where it is cached and rotates the queries once per
+block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from npc_engine.blocks import Block, BlockId, BlockKV, KVShape, Layout, Placement
+from npc_engine.blocks.positions import shift
+from npc_engine.inference.attention import attend
+
+_CAPACITY_STEP = 512  # tokens by which a buffer grows, so that a conversation rarely moves
+
+
+class AssembledContext:
+    """A layout in one buffer, keys rotated to where they lie, with room for the tokens that follow.
+
+    ::
+
+        k, v   | header | block A | block B | turn 1 | new tokens … |  unused  |
+                                                     num_tokens                capacity
+
+    :meth:`place` touches only what changed. The cached blocks may be evicted afterwards.
+    """
+
+    def __init__(self, shape: KVShape, inv_freq: Tensor, device: torch.device) -> None:
+        self._shape = shape
+        self._inv_freq = inv_freq
+        self._device = device
+        self._kv = shape.empty(_CAPACITY_STEP, device)
+        self._placed: list[Placement] = []
+        self._num_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
+
+    @property
+    def num_bytes(self) -> int:
+        return self._kv.num_bytes
+
+    def stale(self, layout: Layout) -> list[Placement]:
+        """The placements of `layout` that are not in the buffer yet."""
+        placed = {(placement.block.id, placement.position) for placement in self._placed}
+        return [p for p in layout.placements if (p.block.id, p.position) not in placed]
+
+    def place(self, layout: Layout, kv_of: Callable[[BlockId], BlockKV]) -> int:
+        """Make the buffer hold exactly `layout`.
+
+        `kv_of` gives the cached blocks. Returns the tokens that were copied.
+        """
+        stale = self.stale(layout)
+        self._placed = []  # stays true if a copy fails midway
+        self._num_tokens = layout.num_tokens
+        self._reserve(layout.num_tokens)
+        for placement in stale:
+            k, v = kv_of(placement.block.id)
+            rows = slice(placement.position, placement.end)
+            self._kv.k[:, :, rows] = shift(k, placement.delta, self._inv_freq)
+            self._kv.v[:, :, rows] = v
+        self._placed = list(layout.placements)
+        return sum(placement.block.num_tokens for placement in stale)
+
+    def seal(self, block: Block) -> BlockKV:
+        """The tokens behind the layout become `block`, in place.
+
+        Returns a copy of its keys and values for the cache.
+        """
+        assert self._placed[-1].end == block.start, "a sealed block lies where it was computed"
+        end = block.start + block.num_tokens
+        assert end <= self._num_tokens
+        self._placed.append(Placement(block, block.start))
+        self._num_tokens = end
+        rows = slice(block.start, end)
+        return BlockKV(self._kv.k[:, :, rows].clone(), self._kv.v[:, :, rows].clone())
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        end = self._num_tokens + q.shape[0]
+        if layer == 0:
+            self._reserve(end)
+        keys, values = self._kv.k[layer], self._kv.v[layer]
+        keys[:, self._num_tokens : end] = k.transpose(0, 1)
+        values[:, self._num_tokens : end] = v.transpose(0, 1)
+        return attend([q], [keys[:, :end]], [values[:, :end]])
+
+    def advance(self, num_tokens: int) -> None:
+        self._num_tokens += num_tokens
+
+    def _reserve(self, num_tokens: int) -> None:
+        capacity = self._kv.num_tokens
+        if num_tokens <= capacity:
+            return
+        grown = self._shape.empty(-(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP, self._device)
+        grown.k[:, :, :capacity] = self._kv.k
+        grown.v[:, :, :capacity] = self._kv.v
+        self._kv = grown
+
+
+class Segment(NamedTuple):
+    """A cached block in place: `delta` is how far its keys would have to move."""
+
+    kv: BlockKV
+    delta: int
+
+
+class SegmentedContext:
+    """A layout read where its blocks are cached; the tokens that follow go into a buffer of `max_new_tokens`.
+
+    The blocks have to be held as long as the context is used.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        inv_freq: Tensor,
+        device: torch.device,
+        layout: Layout,
+        kv_of: Callable[[BlockId], BlockKV],
+        max_new_tokens: int,
+    ) -> None:
+        self._inv_freq = inv_freq
+        self.segments = [Segment(kv_of(p.block.id), p.delta) for p in layout.placements]
+        self._new = shape.empty(max_new_tokens, device)
+        self._num_new = 0
+        self._start = layout.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return self._start + self._num_new
+
+    @property
+    def new_kv(self) -> BlockKV:
+        """Keys and values of the tokens behind the layout, without a copy."""
+        return BlockKV(self._new.k[:, :, : self._num_new], self._new.v[:, :, : self._num_new])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        end = self._num_new + q.shape[0]
+        self._new.k[layer, :, self._num_new : end] = k.transpose(0, 1)
+        self._new.v[layer, :, self._num_new : end] = v.transpose(0, 1)
+        # A query that turns back by delta sees the block's keys as if they had moved forward by delta.
+        queries = [shift(q, -segment.delta, self._inv_freq) for segment in self.segments]
+        keys = [segment.kv.k[layer] for segment in self.segments]
+        values = [segment.kv.v[layer] for segment in self.segments]
+        return attend([*queries, q], [*keys, self._new.k[layer, :, :end]], [*values, self._new.v[layer, :, :end]])
+
+    def advance(self, num_tokens: int) -> None:
+        self._num_new += num_tokens

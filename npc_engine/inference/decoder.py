@@ -1,0 +1,63 @@
+"""The forward pass of Llama, Mistral, Qwen2, Qwen3 and SmolLM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+from torch import Tensor
+
+from npc_engine.inference.attention import Attention
+from npc_engine.inference.model_config import ModelConfig
+from npc_engine.inference.weights import Weights
+
+
+class Decoder:
+    """A stack of layers over a packed batch of tokens. Holds weights and no state.
+
+    It knows neither positions nor sequences: the `attention` it is given does. Layers can be run one at a time, so that
+    long background work can stop between two of them.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.weights = weights
+        self._qkv_sizes = [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    def forward(self, token_ids: Tensor, attention: Attention) -> Tensor:
+        """token_ids: [tokens] → hidden states [tokens, hidden] after the last layer, before the final norm."""
+        hidden = self.embed(token_ids)
+        for layer in range(self.config.num_layers):
+            hidden = self.layer(layer, hidden, attention)
+        return hidden
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[tokens] → [tokens, hidden]."""
+        return F.embedding(token_ids, self.weights.embedding)
+
+    def layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
+        """One layer: [tokens, hidden] → [tokens, hidden]."""
+        layer, head_dim = self.weights.layers[index], self.config.head_dim
+        qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in qkv.split(self._qkv_sizes, dim=-1))
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+        mixed = attention(index, q, k, v)
+        hidden = hidden + F.linear(mixed.flatten(1), layer.o, layer.o_bias)
+        gate_up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up, layer.gate_up_bias)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] → [rows, vocab] in float32. Give it only the rows that are sampled from."""
+        return F.linear(self._norm(hidden, self.weights.final_norm), self.weights.lm_head).float()
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)

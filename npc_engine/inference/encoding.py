@@ -1,0 +1,85 @@
+"""Encoding blocks: one packed forward pass over all blocks that changed, which can stop between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from npc_engine.blocks import Block, BlockCache, BlockId, BlockKV, Layout
+from npc_engine.inference.attention import BatchAttention
+from npc_engine.inference.context import SegmentedContext
+from npc_engine.inference.decoder import Decoder
+from npc_engine.inference.rope import RotaryTable
+
+
+class EncodingJob:
+    """Encodes a batch of blocks, each behind its own parents and blind to the others.
+
+    `parents` gives every parent by its id; they have to be held in the cache until the job is done. Tokens are packed
+    without padding; a block's keys end up rotated for its local positions, the ones behind its parents.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        rope: RotaryTable,
+        cache: BlockCache,
+        blocks: Sequence[Block],
+        parents: Mapping[BlockId, Block],
+    ) -> None:
+        self.blocks = tuple(blocks)
+        self.parents = tuple(parents.values())
+        self._decoder = decoder
+        self._contexts = [
+            SegmentedContext(
+                cache.shape,
+                rope.inv_freq,
+                decoder.device,
+                Layout.of([parents[parent] for parent in block.parents]),
+                cache.get,
+                max_new_tokens=block.num_tokens,
+            )
+            for block in blocks
+        ]
+        self._attention = BatchAttention(rope, self._contexts, [block.num_tokens for block in blocks])
+        token_ids = [token_id for block in blocks for token_id in block.token_ids]
+        self._hidden = decoder.embed(torch.tensor(token_ids, device=decoder.device))
+        self._next_layer = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(block.num_tokens for block in self.blocks)
+
+    @property
+    def is_done(self) -> bool:
+        return self._next_layer == self._decoder.config.num_layers
+
+    def advance(self) -> None:
+        """Run one layer."""
+        self._hidden = self._decoder.layer(self._next_layer, self._hidden, self._attention)
+        self._next_layer += 1
+        if self.is_done:
+            self._attention.advance()
+
+    def results(self) -> list[tuple[Block, BlockKV]]:
+        """The blocks with their keys and values, once the job is done."""
+        assert self.is_done
+        return [(block, context.new_kv) for block, context in zip(self.blocks, self._contexts, strict=True)]
+
+
+def ready_to_encode(missing: Sequence[Block], max_tokens: int) -> list[Block]:
+    """The first wave of `missing` (parents before children): blocks without a missing parent, up to `max_tokens` of
+    them, at
+    least one block."""
+    absent = {block.id for block in missing}
+    wave: list[Block] = []
+    num_tokens = 0
+    for block in missing:
+        if any(parent in absent for parent in block.parents):
+            continue
+        if wave and num_tokens + block.num_tokens > max_tokens:
+            break
+        wave.append(block)
+        num_tokens += block.num_tokens
+    return wave

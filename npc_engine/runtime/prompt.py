@@ -1,0 +1,176 @@
+"""From what an NPC knows to the blocks of its prompt: the only place where texts become tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from npc_engine.blocks import Block, ModelIdentity
+from npc_engine.dialogue.conversation import Conversation, ConversationId
+from npc_engine.dialogue.layout import fit
+from npc_engine.dialogue.render import HEADER, BlockText, render_layout
+from npc_engine.errors import UtteranceError
+from npc_engine.inference import ChatTemplate, Tokenizer
+from npc_engine.world import WorldState
+
+_MAX_UTTERANCE_CHARS = 16_384  # refused before it is tokenized; no token limit that makes sense lets more through
+_MAX_CACHED_TEXTS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedBlock:
+    """A block and the text it was made of; `text` names the entity that owns it."""
+
+    text: BlockText
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A conversation as tokens.
+
+    `turns` are computed: one block per exchange, each behind everything that was in front of it. `pending` was said,
+    but is not in a block: it goes in front of the next final block.
+    """
+
+    turns: tuple[Block, ...] = ()
+    pending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Everything in front of a reply: blocks, turns, final block."""
+
+    header: Block
+    owned: tuple[OwnedBlock, ...]
+    turns: tuple[Block, ...]
+    final_token_ids: tuple[int, ...] = field(default=())
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return (self.header, *(owned.block for owned in self.owned))
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The whole prompt, for the baseline that computes all of it."""
+        in_blocks = (token_id for block in (*self.blocks, *self.turns) for token_id in block.token_ids)
+        return (*in_blocks, *self.final_token_ids)
+
+
+class Prompter:
+    """Builds prompts. Tokenizes a text once, and makes one block of it whoever uses it.
+
+    `max_tokens` bounds blocks, conversation and final block together; `max_reply_tokens` of it stay free for the
+    reply.
+    """
+
+    def __init__(
+        self,
+        identity: ModelIdentity,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        max_tokens: int,
+        max_reply_tokens: int,
+        max_utterance_tokens: int,
+    ) -> None:
+        self._identity = identity
+        self._tokenizer = tokenizer
+        self._template = template
+        self._max_tokens = max_tokens
+        self._max_reply_tokens = max_reply_tokens
+        self._max_utterance_tokens = max_utterance_tokens
+        self._block_of: dict[str, Block] = {}
+        # The template writes the beginning of the prompt into the header: nothing else can be its first block.
+        header = (*template.system_open, *tokenizer.encode_text(HEADER))
+        self.header = Block.behind(identity, (), header)
+
+    def check_utterance(self, text: str) -> None:
+        """Raise :class:`UtteranceError` for an utterance that is empty or too long."""
+        if not text.strip():
+            raise UtteranceError("utterance: it is empty; say something")
+        if len(text) > _MAX_UTTERANCE_CHARS:
+            raise UtteranceError(
+                f"utterance: {len(text)} characters are too long; the limit is {self._max_utterance_tokens} tokens "
+                "(max_utterance_tokens)"
+            )
+        num_tokens = len(self._tokenizer.encode_text(text))
+        if num_tokens > self._max_utterance_tokens:
+            raise UtteranceError(
+                f"utterance: {num_tokens} tokens are too long; the limit is {self._max_utterance_tokens} "
+                "(max_utterance_tokens)"
+            )
+
+    def retokenize(self, conversation: Conversation) -> Transcript:
+        """The transcript of a conversation held with another model: all of it is pending, to be computed once."""
+        token_ids: list[int] = []
+        for index, exchange in enumerate(conversation.exchanges):
+            token_ids += self._opening(is_first=index == 0)
+            token_ids += self._tokenizer.encode_text(exchange.utterance)
+            token_ids += self._template.assistant_open
+            token_ids += self._tokenizer.encode_text(exchange.speech)
+        return Transcript(pending=tuple(token_ids))
+
+    def prompt(
+        self,
+        state: WorldState,
+        conversation_id: ConversationId,
+        transcript: Transcript,
+        utterance: str | None = None,
+    ) -> Prompt:
+        """The prompt of an NPC for a player as the world is now; without `utterance` it has no final block.
+
+        When the budget is short, the least important blocks are left out, and then the oldest turns.
+        """
+        final = () if utterance is None else self._final(transcript, utterance)
+        texts = render_layout(state, conversation_id.npc, conversation_id.player)
+        owned = [OwnedBlock(text, self._block(text.text)) for text in texts]
+        budget = self._max_tokens - self._max_reply_tokens - self.header.num_tokens
+        # The final block may take its limit: a layout must not change because somebody says more.
+        budget -= max(len(final), self._max_utterance_tokens)
+        kept = fit(texts, [each.block.num_tokens for each in owned], budget)
+        kept_texts = set(map(id, kept.blocks))
+        owned = [each for each in owned if id(each.text) in kept_texts]
+        return Prompt(self.header, tuple(owned), _newest(transcript.turns, budget - kept.num_tokens), final)
+
+    def turn(self, prompt: Prompt, sampled_token_ids: Sequence[int], num_folded: int) -> Block:
+        """The exchange as a block: the final block and the reply, behind everything that was in front of them.
+
+        Its last `num_folded` turns were computed again with it and belong to it now.
+        """
+        num_kept = len(prompt.turns) - num_folded
+        folded = (token_id for turn in prompt.turns[num_kept:] for token_id in turn.token_ids)
+        token_ids = (*folded, *prompt.final_token_ids, *sampled_token_ids[:-1])
+        return Block.behind(self._identity, (*prompt.blocks, *prompt.turns[:num_kept]), token_ids)
+
+    def _final(self, transcript: Transcript, utterance: str) -> tuple[int, ...]:
+        is_first = not transcript.turns and not transcript.pending
+        return (
+            *transcript.pending,
+            *self._opening(is_first=is_first),
+            *self._tokenizer.encode_text(utterance),
+            *self._template.assistant_open,
+        )
+
+    def _opening(self, *, is_first: bool) -> tuple[int, ...]:
+        return self._template.user_open if is_first else self._template.next_user_open
+
+    def _block(self, text: str) -> Block:
+        block = self._block_of.get(text)
+        if block is None:
+            if len(self._block_of) >= _MAX_CACHED_TEXTS:
+                self._block_of.clear()
+            block = Block.behind(self._identity, (self.header,), self._tokenizer.encode_text(text))
+            self._block_of[text] = block
+        return block
+
+
+def _newest(turns: Sequence[Block], budget: int) -> tuple[Block, ...]:
+    """The longest end of the conversation within `budget` tokens."""
+    kept: list[Block] = []
+    for turn in reversed(turns):
+        budget -= turn.num_tokens
+        if budget < 0:
+            break
+        kept.append(turn)
+    return tuple(reversed(kept))
