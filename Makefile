@@ -25,7 +25,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
 	$(BIN)/npc-engine model pull
-	$(BIN)/npc-engine demo
+	$(BIN)/npc-engine play worlds/ninestep --scenario demos/green-lamp/scenario.yaml --compare
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from npc_engine.errors import ConfigError
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -23,6 +25,11 @@ def default_cache_dir() -> Path:
     return Path(override) / "cache" if override else Path(platformdirs.user_cache_dir("npc-engine", appauthor=False))
 
 
+def _check(name: str, value: object, is_good: bool, expected: str) -> None:
+    if not is_good:  # NaN fails every comparison, so it ends here, too
+        raise ConfigError(f"{name}: {value!r} is out of range; it must be {expected}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How reply tokens are chosen.
@@ -35,9 +42,17 @@ class SamplingParams:
     temperature: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 96
+    repetition_penalty: float = 1.1
+    max_tokens: int = 80
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, self.temperature >= 0, "at least 0")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
+        _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "between 0 and 2**63 - 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +77,11 @@ class EngineConfig:
     max_context_tokens: int = 4096
     sampling: SamplingParams = SamplingParams()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("ticks_per_s", self.ticks_per_s, 0 < self.ticks_per_s <= 1000, "above 0 and at most 1000")
+        for name in ("max_block_memory", "max_context_memory", "max_store_size", "max_utterance_tokens"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("max_context_tokens", self.max_context_tokens, self.max_context_tokens >= 64, "at least 64")
+        threads = self.num_threads
+        _check("num_threads", threads, threads is None or threads >= 1, "at least 1")

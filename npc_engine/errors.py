@@ -4,7 +4,9 @@
 
     NpcEngineError
     ├── UserError                 something the user can mend; the message names file, field or option and the remedy
+    │   ├── ConfigError           a setting out of its range
     │   ├── WorldError            a world folder or one of its files
+    │   ├── ScenarioError         a scenario's file (npc_engine.runtime.scenario)
     │   ├── PatchError            a change of the world that does not apply
     │   ├── UtteranceError        what a player said is empty or too long
     │   ├── UnknownNameError      no such NPC, place, player or save
@@ -12,6 +14,7 @@
     │   │   └── UnsupportedModelError   an architecture or option that was not verified
     │   ├── BlockMemoryError      the blocks in use don't fit in max_block_memory
     │   ├── SaveError             a save that can't be read or written
+    │   ├── BridgeError           the bridge and its clients (game_bridge.errors)
     │   └── RecordingError        a recording that can't be read or does not verify
     ├── ContextOverflowError      a prompt needs more tokens than the model has positions
     ├── BlockStoreError           the store on disk can't be opened or written
@@ -29,6 +32,10 @@ class NpcEngineError(Exception):
 
 class UserError(NpcEngineError):
     """A mistake that the user can mend. ``str(error)`` is one line that names the place and the remedy."""
+
+
+class ConfigError(UserError):
+    """A setting out of its range. The message names it."""
 
 
 class WorldError(UserError):

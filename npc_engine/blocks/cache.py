@@ -12,6 +12,7 @@ from npc_engine.blocks.block import Block, BlockId
 from npc_engine.blocks.kv import BlockKV, KVShape
 from npc_engine.blocks.pool import BlockPool
 from npc_engine.blocks.store import BlockStore
+from npc_engine.blocks.writer import StoreWriter
 from npc_engine.errors import BlockMemoryError
 
 
@@ -48,7 +49,7 @@ class BlockCache:
         self._store = store
         self._pool = BlockPool(max_bytes)
         self._kv: dict[BlockId, BlockKV] = {}
-        self._unwritten: dict[BlockId, None] = {}  # in order of arrival
+        self._writer = StoreWriter(store) if store is not None else None
         self._num_loaded = 0
         self._num_evicted = 0
 
@@ -56,9 +57,9 @@ class BlockCache:
         """Where the block is, without moving it."""
         if self._pool.lookup(block.id):
             return Tier.MEMORY
-        if self._store is not None and block.id in self._store:
-            return Tier.DISK
-        return Tier.MISSING
+        if self._store is None or self._writer is None:
+            return Tier.MISSING
+        return Tier.DISK if self._writer.get(block.id) is not None or block.id in self._store else Tier.MISSING
 
     def acquire(self, blocks: Iterable[Block]) -> tuple[Block, ...]:
         """Bring blocks to memory and hold a reference to each, until :meth:`release`.
@@ -89,35 +90,32 @@ class BlockCache:
         if self._pool.lookup(block.id):
             return
         self._insert(block, kv)
-        if self._store is not None:
-            self._unwritten[block.id] = None
+        if self._writer is not None:
+            self._writer.put(block.id, kv)
 
     def get(self, block_id: BlockId) -> BlockKV:
         """Keys and values of a block that is in memory. Valid while the block is held."""
         return self._kv[block_id]
 
-    def flush(self, max_blocks: int | None = None) -> int:
-        """Write up to `max_blocks` unwritten blocks to disk in one transaction. Returns how many are left."""
-        batch = list(self._unwritten)[:max_blocks]
-        if batch and self._store is not None:
-            self._store.put((block_id, self._kv[block_id]) for block_id in batch)
-            for block_id in batch:
-                del self._unwritten[block_id]
-        return len(self._unwritten)
+    def flush(self) -> None:
+        """Wait until every block is on disk. Raises :class:`BlockStoreError` if one could not be written."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is not on disk yet, and close the store. Idempotent."""
+        if self._writer is not None:
+            self._writer.close()
         if self._store is not None:
-            self.flush()
             self._store.close()
-            self._store = None
+        self._store = self._writer = None
 
     def stats(self) -> CacheStats:
         return CacheStats(
             len(self._pool),
             self._pool.num_bytes,
             self._pool.max_bytes,
-            len(self._unwritten),
+            self._writer.num_pending if self._writer is not None else 0,
             self._num_loaded,
             self._num_evicted,
         )
@@ -126,12 +124,16 @@ class BlockCache:
         """Assert every invariant; for tests."""
         self._pool.check_integrity()
         assert set(self._kv) == set(self._pool)
-        assert set(self._unwritten) <= set(self._kv)
 
     def _load(self, block: Block) -> bool:
-        kv = self._store.get(block.id) if self._store is not None else None
-        # A value may be intact and yet not be this block: its writer had another shape under the same identity.
-        if kv is None or not self.shape.matches(kv, block.num_tokens):
+        if self._store is None or self._writer is None:
+            return False
+        kv = self._writer.get(block.id) or self._store.get(block.id)
+        if kv is None:
+            return False
+        if not self.shape.matches(kv, block.num_tokens):
+            # Intact, and yet not this block: its writer had another shape under the same identity.
+            self._store.refuse(block.id, f"{kv.num_tokens} tokens of another shape")
             return False
         self._insert(block, BlockKV(kv.k.to(self._device), kv.v.to(self._device)))
         self._num_loaded += 1
@@ -139,11 +141,8 @@ class BlockCache:
 
     def _insert(self, block: Block, kv: BlockKV) -> None:
         evicted = self._pool.allocate(block.id, kv.num_bytes)
-        if self._store is not None:
-            self._store.put((block_id, self._kv[block_id]) for block_id in evicted if block_id in self._unwritten)
         for block_id in evicted:
             del self._kv[block_id]
-            self._unwritten.pop(block_id, None)
         self._num_evicted += len(evicted)
         self._kv[block.id] = kv
         self._pool.commit(block.id)

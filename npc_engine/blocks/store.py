@@ -20,6 +20,10 @@ from npc_engine.errors import BlockStoreError
 
 FORMAT_VERSION = 1
 
+# Address space, not disk: the file grows as it is used. It is the same for every process that opens the folder,
+# whatever its limit: LMDB lets nobody read a file that another process has grown beyond the reader's map.
+MAP_SIZE = 1 << 40
+
 # A value is: magic, format version, owner digest, checksum of the payload; then the payload, a safetensors image of
 # "k" and "v", which carries dtype and shape itself.
 _HEADER = struct.Struct("<4sI32s16s")
@@ -44,11 +48,11 @@ class BlockStore:
     """A folder of blocks, in LMDB.
 
     `owner` is the digest of the model identity whose blocks are read and written (32 bytes); a value of another owner
-    under an id of ours can only be a forgery or damage, and is treated as such. `map_size` bounds the file (bytes).
-    `on_damage` is told of each value that was refused.
+    under an id of ours can only be a forgery or damage, and is treated as such. `max_bytes` bounds the values,
+    `map_size` the address space (LMDB's setting of that name). `on_damage` is told of each value that was refused.
 
     Reads copy the value inside a short transaction and parse it outside. Writes are atomic: a crash leaves the whole
-    batch or nothing of it. Safe across processes, not across threads.
+    batch or nothing of it. Safe across threads and processes.
     """
 
     def __init__(
@@ -56,13 +60,14 @@ class BlockStore:
         folder: Path,
         *,
         owner: bytes,
-        map_size: int,
+        max_bytes: int,
+        map_size: int = MAP_SIZE,
         on_damage: Callable[[BlockDamage], None] = lambda damage: None,
     ) -> None:
         assert len(owner) == 32
         self.folder = folder
         self._owner = owner
-        self._map_size = map_size
+        self._max_bytes = max_bytes
         self._on_damage = on_damage
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,31 +98,31 @@ class BlockStore:
         try:
             return self._parse(value)
         except _DamagedValueError as error:
-            self.delete([block_id])
-            self._on_damage(BlockDamage(block_id, str(error)))
+            self.refuse(block_id, str(error))
             return None
 
     def put(self, blocks: Iterable[tuple[BlockId, BlockKV]]) -> None:
-        """Write these blocks in one transaction. When the file is full, the oldest quarter makes room."""
+        """Write these blocks in one transaction. When `max_bytes` would be exceeded, the oldest quarter goes first."""
         values = [(block_id, self._serialize(kv)) for block_id, kv in blocks]
-        if not values:
-            return
+        num_bytes = sum(len(value) for _, value in values)
+        if num_bytes > self._max_bytes:
+            raise BlockStoreError(
+                f"{self.folder}: {num_bytes / 2**20:.1f} MiB of blocks don't fit in {self._max_bytes / 2**20:.1f} MiB; "
+                "raise max_store_size (--max-store-size)"
+            )
         try:
+            if self.stats().num_bytes + num_bytes > self._max_bytes:
+                self.prune(max_bytes=min(self._max_bytes * 3 // 4, self._max_bytes - num_bytes))
             self._write(values)
-        except lmdb.MapFullError:
-            stats = self.stats()
-            self.prune(max_bytes=stats.num_bytes * 3 // 4)
-            try:
-                self._write(values)
-            except lmdb.MapFullError as error:
-                raise BlockStoreError(
-                    f"{self.folder}: {self._map_size / 2**20:.0f} MiB are too small for these blocks; "
-                    "raise max_store_size (--max-store-size)"
-                ) from error
         except lmdb.Error as error:
             raise BlockStoreError(
                 f"{self.folder}: the block store can't be written ({error}); check the disk"
             ) from error
+
+    def refuse(self, block_id: BlockId, reason: str) -> None:
+        """Delete a value that must not be served, and report it."""
+        self.delete([block_id])
+        self._on_damage(BlockDamage(block_id, reason))
 
     def delete(self, block_ids: Iterable[BlockId]) -> None:
         """Delete these blocks; those that are not here are passed over."""
@@ -160,7 +165,7 @@ class BlockStore:
 
     def stats(self) -> StoreStats:
         sizes = [size for _, _, size in self._entries()]
-        return StoreStats(len(sizes), sum(sizes), self._map_size)
+        return StoreStats(len(sizes), sum(sizes), self._max_bytes)
 
     def _entries(self) -> Iterator[tuple[BlockId, float, int]]:
         """Id, time of writing and size of every block, from the index alone."""

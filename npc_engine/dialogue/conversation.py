@@ -43,6 +43,10 @@ class Conversation:
         (_, utterance), *rest = self.waiting
         return replace(self, exchanges=(*self.exchanges, Exchange(utterance, speech)), waiting=tuple(rest))
 
+    def without_waiting(self) -> Conversation:
+        """Only what was said and answered."""
+        return replace(self, waiting=())
+
     def give_up(self) -> Conversation:
         """The first waiting utterance stays without an answer, as if it had not been said."""
         return replace(self, waiting=self.waiting[1:])

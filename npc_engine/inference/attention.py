@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -20,8 +21,11 @@ _MIN_TOKENS_FUSED = 64
 class Attention(Protocol):
     """What the decoder calls in every layer."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim], not rotated. Returns the shape of `q`."""
+    def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
+        """qk: [tokens, heads + kv_heads, head_dim], queries then keys, not rotated; v: [tokens, kv_heads, head_dim].
+
+        Returns [tokens, heads, head_dim].
+        """
         ...
 
 
@@ -59,9 +63,9 @@ class BatchAttention:
             [(context.num_tokens, context.num_tokens + n) for context, n in zip(contexts, num_tokens, strict=True)]
         )
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = rotate(q, self._cos, self._sin)
-        k = rotate(k, self._cos, self._sin)
+    def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
+        num_kv_heads = v.shape[1]
+        q, k = rotate(qk, self._cos, self._sin).split([qk.shape[1] - num_kv_heads, num_kv_heads], dim=1)
         if len(self._contexts) == 1:
             return self._contexts[0].attend(layer, q, k, v)
         rows = zip(
@@ -75,35 +79,38 @@ class BatchAttention:
             context.advance(num_tokens)
 
 
-def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor], num_unused: int = 0) -> Tensor:
     """Softmax attention over segments, normalized over all of them together.
 
     queries[i]: [tokens, heads, head_dim], the same queries as segment *i* has to see them (rotated by its delta);
-    keys[i], values[i]: [kv_heads, n_i, head_dim]. The last `tokens` columns of the last segment are the new tokens
-    themselves and are masked causally. Returns [tokens, heads, head_dim].
+    keys[i], values[i]: [kv_heads, n_i, head_dim]. In the last segment, the last `num_unused` columns are room that
+    holds finite numbers and nothing else, and the `tokens` columns before them are the new tokens themselves, masked
+    causally. Returns [tokens, heads, head_dim].
     """
     num_tokens, num_heads, head_dim = queries[0].shape
     num_kv_heads, num_last = keys[-1].shape[:2]
-    if len(keys) == 1 and num_last == num_tokens >= _MIN_TOKENS_FUSED:
+    end = num_last - num_unused
+    if len(keys) == 1 and end == num_tokens >= _MIN_TOKENS_FUSED:
+        k, v = keys[0][None, :, :end], values[0][None, :, :end]
         out: Tensor = F.scaled_dot_product_attention(
-            queries[0].transpose(0, 1)[None], keys[0][None], values[0][None], is_causal=True, enable_gqa=True
+            queries[0].transpose(0, 1)[None], k, v, is_causal=True, enable_gqa=True
         )
         return out[0].transpose(0, 1)
     # Heads that share keys are stacked into the rows of one product: [kv_heads, group * tokens, n].
     group = num_heads // num_kv_heads
     stacked = [_stack(q, num_kv_heads, group) * head_dim**-0.5 for q in queries]
     scores = [q @ k.transpose(1, 2) for q, k in zip(stacked, keys, strict=True)]
+    own = scores[-1].view(num_kv_heads, group, num_tokens, num_last)
+    own[..., end:] = float("-inf")
     if num_tokens > 1:
-        own = scores[-1].view(num_kv_heads, group, num_tokens, num_last)[..., num_last - num_tokens :]
-        own.masked_fill_(_above_diagonal(num_tokens, own.device), float("-inf"))
+        own[..., end - num_tokens : end].masked_fill_(_above_diagonal(num_tokens, own.device), float("-inf"))
     probabilities = torch.cat(scores, dim=-1).softmax(dim=-1) if len(scores) > 1 else scores[0].softmax(dim=-1)
     parts = probabilities.split([k.shape[1] for k in keys], dim=-1)
     out = parts[0] @ values[0]
     for part, v in zip(parts[1:], values[1:], strict=True):
         out += part @ v
-    return (
-        out.view(num_kv_heads, group, num_tokens, head_dim).permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
-    )
+    out = out.view(num_kv_heads, group, num_tokens, head_dim).permute(2, 0, 1, 3)
+    return out.reshape(num_tokens, num_heads, head_dim)
 
 
 def _stack(q: Tensor, num_kv_heads: int, group: int) -> Tensor:
@@ -112,5 +119,6 @@ def _stack(q: Tensor, num_kv_heads: int, group: int) -> Tensor:
     return rows.reshape(num_kv_heads, group * num_tokens, head_dim)
 
 
+@lru_cache(maxsize=16)  # one mask serves every layer of a pass
 def _above_diagonal(num_tokens: int, device: torch.device) -> Tensor:
     return torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).triu(1)

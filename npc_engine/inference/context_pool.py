@@ -31,6 +31,12 @@ class ContextPool:
         """The idle context of this conversation, if it still exists."""
         return self._idle.get(conversation)
 
+    def ensure(self, conversation: Hashable) -> None:
+        """Give the conversation a context, empty if it had none."""
+        if not self.is_busy(conversation):
+            self.take(conversation)
+            self.put_back(conversation)
+
     def take(self, conversation: Hashable) -> AssembledContext:
         """The conversation's context, or a new one, for its next reply. Give it back with :meth:`put_back`."""
         assert conversation not in self._busy, "a conversation has one reply at a time"

@@ -21,7 +21,6 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.weights = weights
-        self._qkv_sizes = [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,20 +43,19 @@ class Decoder:
 
     def layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
         """One layer: [tokens, hidden] → [tokens, hidden]."""
-        layer, head_dim = self.weights.layers[index], self.config.head_dim
-        qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
-        q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in qkv.split(self._qkv_sizes, dim=-1))
+        layer, config = self.weights.layers[index], self.config
+        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).unflatten(-1, (-1, config.head_dim))
+        qk, v = qkv.split([config.num_heads + config.num_kv_heads, config.num_kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        mixed = attention(index, q, k, v)
-        hidden = hidden + F.linear(mixed.flatten(1), layer.o, layer.o_bias)
-        gate_up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up, layer.gate_up_bias)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+            q, k = qk.split([config.num_heads, config.num_kv_heads], dim=1)
+            qk = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
+        hidden = layer.o.plus(attention(index, qk, v).flatten(1), hidden)
+        normed = self._norm(hidden, layer.post_norm)
+        return layer.down.plus(layer.up.times(normed, layer.gate.silu(normed)), hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab] in float32. Give it only the rows that are sampled from."""
-        return F.linear(self._norm(hidden, self.weights.final_norm), self.weights.lm_head).float()
+        return self.weights.lm_head(self._norm(hidden, self.weights.final_norm)).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)

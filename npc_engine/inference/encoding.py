@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -11,6 +11,8 @@ from npc_engine.inference.attention import BatchAttention
 from npc_engine.inference.context import SegmentedContext
 from npc_engine.inference.decoder import Decoder
 from npc_engine.inference.rope import RotaryTable
+
+_MAX_TOKENS = 1024  # of one packed batch
 
 
 class EncodingJob:
@@ -66,6 +68,51 @@ class EncodingJob:
         """The blocks with their keys and values, once the job is done."""
         assert self.is_done
         return [(block, context.new_kv) for block, context in zip(self.blocks, self._contexts, strict=True)]
+
+
+class EncodingQueue:
+    """Encoding jobs that have begun. Only one advances at a time; the others are suspended between two layers."""
+
+    def __init__(self, decoder: Decoder, rope: RotaryTable, cache: BlockCache) -> None:
+        self._decoder = decoder
+        self._rope = rope
+        self._cache = cache
+        self._jobs: list[EncodingJob] = []  # the most urgent last
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def ask_for(self, missing: Sequence[Block], known: Iterable[Block]) -> None:
+        """Have some of these blocks encoded next, by a job that has begun or a new one.
+
+        `missing`: parents before children; `known` holds all their parents, which are in memory unless they are
+        missing, too.
+        """
+        absent = {block.id for block in missing}
+        for job in self._jobs:
+            if not absent.isdisjoint(block.id for block in job.blocks):
+                self._jobs.remove(job)
+                self._jobs.append(job)
+                return
+        wave = ready_to_encode(missing, _MAX_TOKENS)
+        by_id = {block.id: block for block in known}
+        parents = {parent: by_id[parent] for block in wave for parent in block.parents}
+        lost = self._cache.acquire(parents.values())
+        assert not lost, "a block is ready when its parents are"
+        self._jobs.append(EncodingJob(self._decoder, self._rope, self._cache, wave, parents))
+
+    def advance(self) -> None:
+        """Run one layer of the most urgent job; after the last one its blocks are cached.
+
+        Raises :class:`~npc_engine.errors.BlockMemoryError` if they don't fit; the job is over then, too.
+        """
+        job = self._jobs[-1]
+        job.advance()
+        if job.is_done:
+            self._jobs.pop()
+            self._cache.release(job.parents)
+            for block, kv in job.results():
+                self._cache.put(block, kv)
 
 
 def ready_to_encode(missing: Sequence[Block], max_tokens: int) -> list[Block]:

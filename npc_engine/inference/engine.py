@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from npc_engine.blocks import Block, BlockCache, BlockId, CacheStats, Layout, Tier
-from npc_engine.errors import BlockMemoryError, ContextOverflowError
+from npc_engine.errors import BlockMemoryError, ContextOverflowError, NpcEngineError
 from npc_engine.inference.attention import BatchAttention
 from npc_engine.inference.context import AssembledContext
 from npc_engine.inference.context_pool import ContextPool
-from npc_engine.inference.encoding import EncodingJob, ready_to_encode
+from npc_engine.inference.encoding import EncodingQueue
+from npc_engine.inference.holding import Holding
 from npc_engine.inference.model import Model
 from npc_engine.inference.request import (
     FailedOutput,
     FinishReason,
     GenerationRequest,
     Output,
+    Priority,
     TokenOutput,
     WarmedOutput,
 )
-from npc_engine.inference.sampler import margin
+from npc_engine.inference.sampler import Sampler
 from npc_engine.inference.sequence import Phase, Sequence
-
-_MAX_ENCODING_TOKENS = 1024  # of one packed batch
-_MAX_BLOCKS_PER_FLUSH = 8  # bounds the time that a write to disk can keep a player waiting
 
 
 class WarmUp(NamedTuple):
-    """Blocks that will be wanted soon, and the conversation whose context should hold them."""
+    """Blocks that will be wanted soon, and the conversation whose context should hold them.
+
+    One that somebody waits for goes first, and its conversation gets a context if it has none.
+    """
 
     blocks: tuple[Block, ...]
     turns: tuple[Block, ...] = ()
     conversation: Hashable = None
+    is_awaited: bool = False
+
+
+class _Warming(NamedTuple):
+    warm_up: WarmUp
+    holding: Holding
 
 
 class InferenceEngine:
@@ -47,31 +54,32 @@ class InferenceEngine:
 
     1. one layer of encoding the blocks that the most urgent waiting request misses, or its final block;
     2. one token for every reply that is being spoken, in one batch;
-    3. in idle time, one layer of encoding blocks that were asked for by :meth:`warm`; then placing them; then writing
-       them to disk.
+    3. in idle time, one layer of encoding blocks that were asked for by :meth:`warm`; then placing them.
 
     So a player waits for one layer of background work at most, and a cancelled reply ends within one decode step.
+    Create it on the thread that will use it.
     """
 
     def __init__(self, model: Model, cache: BlockCache, *, max_context_memory: int) -> None:
+        torch.set_num_threads(model.num_threads)
         self._model = model
         self._cache = cache
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._jobs: list[EncodingJob] = []  # the last one is the most urgent; those before it are suspended
-        self._warm_ups: dict[Hashable, WarmUp] = {}
+        self._encoding = EncodingQueue(model.decoder, model.rope, cache)
+        self._warming: dict[Hashable, _Warming] = {}
         self._contexts = ContextPool(self._new_context, max_context_memory)
 
     @property
     def has_work(self) -> bool:
         """False when :meth:`step` would do nothing."""
-        return bool(self._waiting or self._running or self._jobs or self._warm_ups or self._cache.stats().num_unwritten)
+        return bool(self._waiting or self._running or self._encoding or self._warming)
 
     # ── what callers ask for ─────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. A conversation has at most one at a time."""
-        self._waiting.append(Sequence(request))
+        self._waiting.append(Sequence(request, Holding(self._cache)))
         self._waiting.sort(key=lambda sequence: sequence.request.priority)  # stable: first come, first served within
 
     def cancel(self, request_id: int) -> None:
@@ -82,22 +90,21 @@ class InferenceEngine:
 
     def warm(self, key: Hashable, warm_up: WarmUp) -> None:
         """Encode and place these blocks in idle time. A later warm-up of the same key supersedes an earlier one."""
-        self._warm_ups[key] = warm_up
+        if (superseded := self._warming.pop(key, None)) is not None:
+            superseded.holding.release()
+        self._warming[key] = _Warming(warm_up, Holding(self._cache))
 
     def tiers(self, blocks: Iterable[Block]) -> tuple[Tier, ...]:
         """Where each block is now."""
         return tuple(self._cache.tier(block) for block in blocks)
 
     def full_prefill(self, token_ids: tuple[int, ...]) -> int:
-        """The baseline:
-
-        compute this whole prompt with full attention, nothing cached. Returns the likeliest next token.
-        """
+        """The baseline: this whole prompt with full attention, nothing cached. Returns the likeliest next token."""
         with torch.inference_mode():
             return int(self._forward([self._new_context()], [token_ids])[-1].argmax())
 
     def flush(self) -> None:
-        """Write every block that is not on disk yet."""
+        """Wait until every block is on disk."""
         self._cache.flush()
 
     def cache_stats(self) -> CacheStats:
@@ -122,8 +129,13 @@ class InferenceEngine:
             return outputs
 
     def _next_waiting(self) -> Sequence | None:
+        """The most urgent request that may start:
+
+        its conversation is free, and nobody more urgent is being answered.
+        """
+        bar = min((sequence.request.priority for sequence in self._running), default=max(Priority))
         for sequence in self._waiting:
-            if not self._contexts.is_busy(sequence.request.conversation):
+            if sequence.request.priority <= bar and not self._contexts.is_busy(sequence.request.conversation):
                 return sequence
         return None
 
@@ -133,54 +145,24 @@ class InferenceEngine:
 
     def _admit(self, sequence: Sequence) -> list[Output]:
         """Bring a waiting request one piece closer to its first token."""
+        blocks = sequence.request.blocks
         try:
-            if missing := self._hold(sequence):
-                self._advance(self._job_for(missing, sequence.request.blocks))
+            if missing := sequence.holding.hold(blocks):
+                sequence.encoded |= {block.id: block for block in missing}
+                self._encoding.ask_for(missing, blocks)
+                self._encoding.advance()
                 return []
             return self._prefill(sequence)
-        except (BlockMemoryError, ContextOverflowError) as error:
-            self._remove(sequence)
-            sequence.move_to(Phase.FINISHED)
-            return [FailedOutput(sequence.request.request_id, error)]
+        except BlockMemoryError as error:
+            # Warm-ups hold memory, too. Somebody who speaks needs it more: try again without them.
+            return self._give_up_warming() or self._fail(sequence, error)
+        except ContextOverflowError as error:
+            return self._fail(sequence, error)
 
-    def _hold(self, sequence: Sequence) -> tuple[Block, ...]:
-        """Hold the request's blocks; returns those that have to be encoded first."""
-        request = sequence.request
-        wanted = [block for block in request.blocks if block.id not in sequence.held]
-        missing = self._cache.acquire(wanted)
-        absent = {block.id for block in missing}
-        sequence.held |= {block.id: block for block in wanted if block.id not in absent}
-        sequence.encoded |= {block.id: block for block in missing}
-        return missing
-
-    def _job_for(self, missing: collections.abc.Sequence[Block], known: Iterable[Block]) -> EncodingJob:
-        """The job that encodes some of these blocks:
-
-        one that has begun, or a new one. It goes in front of the others.
-        """
-        absent = {block.id for block in missing}
-        for job in self._jobs:
-            if not absent.isdisjoint(block.id for block in job.blocks):
-                self._jobs.remove(job)
-                self._jobs.append(job)
-                return job
-        by_id = {block.id: block for block in known}
-        wave = ready_to_encode(missing, _MAX_ENCODING_TOKENS)
-        parents = {parent: by_id[parent] for block in wave for parent in block.parents}
-        lost = self._cache.acquire(parents.values())
-        assert not lost, "a block is ready when its parents are"
-        job = EncodingJob(self._model.decoder, self._model.rope, self._cache, wave, parents)
-        self._jobs.append(job)
-        return job
-
-    def _advance(self, job: EncodingJob) -> None:
-        """Run one layer; when it was the last, cache the blocks."""
-        job.advance()
-        if job.is_done:
-            self._jobs.remove(job)
-            self._cache.release(job.parents)
-            for block, kv in job.results():
-                self._cache.put(block, kv)
+    def _fail(self, sequence: Sequence, error: NpcEngineError) -> list[Output]:
+        self._remove(sequence)
+        sequence.move_to(Phase.FINISHED)
+        return [FailedOutput(sequence.request.request_id, error)]
 
     def _prefill(self, sequence: Sequence) -> list[Output]:
         request = sequence.request
@@ -195,8 +177,7 @@ class InferenceEngine:
             )
         context = self._contexts.take(request.conversation)
         context.place(layout, self._cache.get)
-        self._release(sequence)
-        self._waiting.remove(sequence)
+        self._remove(sequence)
         self._running.append(sequence)
         sequence.start(context)
         if forced:
@@ -212,10 +193,9 @@ class InferenceEngine:
         for index, turn in enumerate(sequence.request.turns):
             if turn.id not in stale:
                 continue
-            if self._cache.acquire([turn]):
+            if sequence.holding.hold([turn]):
                 sequence.fold_turns_from(index)
                 return
-            sequence.held[turn.id] = turn
 
     def _decode(self) -> list[Output]:
         sequences = list(self._running)
@@ -240,7 +220,7 @@ class InferenceEngine:
         """Feed a recorded reply back in one pass."""
         token_ids = (*sequence.tail, *forced[:-1])
         logits = self._forward([sequence.context], [token_ids], num_rows=len(forced))
-        sequence.margins = tuple(margin(logits, forced).tolist())
+        sequence.margins = Sampler(sequence.request.sampling, sequence.request.seed).margins(logits, forced)
         sequence.sampled_token_ids = list(forced)
         return self._finish(sequence, sequence.finish_reason() or FinishReason.CANCELLED)
 
@@ -257,62 +237,62 @@ class InferenceEngine:
         return sequence.finished(reason, turn)
 
     def _remove(self, sequence: Sequence) -> None:
-        self._release(sequence)
+        """Take a sequence out of its queue and give back what it holds."""
+        sequence.holding.release()
         queue = self._waiting if sequence.phase is Phase.WAITING else self._running
         queue.remove(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        self._cache.release(sequence.held.values())
-        sequence.held.clear()
 
     # ── idle time ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _idle(self) -> list[Output]:
+        awaited = {key: warming for key, warming in self._warming.items() if warming.warm_up.is_awaited}
         try:
-            if self._jobs:
-                self._advance(self._jobs[-1])
-            elif self._warm_ups:
-                return self._warm()
-            else:
-                self._cache.flush(_MAX_BLOCKS_PER_FLUSH)
+            # What is awaited is looked at before every layer, the rest when nothing is being encoded.
+            outputs = self._warm(awaited) if awaited or self._encoding else self._warm(self._warming)
+            if self._encoding:
+                self._encoding.advance()
         except BlockMemoryError:
-            # Warming is a courtesy: with no room left, the blocks wait until an utterance needs them.
-            given_up = list(self._warm_ups)
-            self._warm_ups.clear()
-            return [WarmedOutput(key) for key in given_up]
-        return []
+            return self._give_up_warming()
+        return outputs
 
-    def _warm(self) -> list[Output]:
-        """Start one batch over everything that is missing, and place what is complete."""
+    def _warm(self, warmings: Mapping[Hashable, _Warming]) -> list[Output]:
+        """Place what is complete, and ask for one batch over everything that is missing."""
         outputs: list[Output] = []
         missing: dict[BlockId, Block] = {}
         known: dict[BlockId, Block] = {}
-        for key, warm_up in list(self._warm_ups.items()):
-            absent = self._cache.acquire(warm_up.blocks)
-            absent_ids = {block.id for block in absent}
-            self._cache.release(block for block in warm_up.blocks if block.id not in absent_ids)
+        for key, (warm_up, holding) in list(warmings.items()):
+            try:
+                absent = holding.hold(warm_up.blocks)
+                if not absent:
+                    self._place(warm_up, holding)
+            except BlockMemoryError:
+                absent = ()  # warming is a courtesy: what does not fit waits until an utterance needs it
             if absent:
                 missing |= {block.id: block for block in absent}
                 known |= {block.id: block for block in warm_up.blocks}
             else:
-                self._place(self._warm_ups.pop(key))
-                outputs.append(WarmedOutput(key))
+                outputs.append(self._end_warming(key))
         if missing:
-            self._job_for(list(missing.values()), known.values())
+            self._encoding.ask_for(list(missing.values()), known.values())
         return outputs
 
-    def _place(self, warm_up: WarmUp) -> None:
-        """Bring the conversation's context up to date, if it has an idle one and nothing it needs was lost."""
+    def _place(self, warm_up: WarmUp, holding: Holding) -> None:
+        """Bring the conversation's context up to date, if it is idle and nothing it needs was lost."""
+        if warm_up.is_awaited:
+            self._contexts.ensure(warm_up.conversation)
         context = self._contexts.peek(warm_up.conversation)
         if context is None:
             return
         layout = Layout.of((*warm_up.blocks, *warm_up.turns))
-        needed = [placement.block for placement in context.stale(layout)]
-        lost_ids = {block.id for block in self._cache.acquire(needed)}
-        held = [block for block in needed if block.id not in lost_ids]
-        if not lost_ids:
+        if not holding.hold(placement.block for placement in context.stale(layout)):
             context.place(layout, self._cache.get)
-        self._cache.release(held)
+
+    def _end_warming(self, key: Hashable) -> Output:
+        self._warming.pop(key).holding.release()
+        return WarmedOutput(key)
+
+    def _give_up_warming(self) -> list[Output]:
+        return [self._end_warming(key) for key in list(self._warming)]
 
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 

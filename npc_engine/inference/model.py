@@ -33,6 +33,7 @@ class Model:
     identity: ModelIdentity
     tokenizer: Tokenizer
     template: ChatTemplate
+    num_threads: int
 
     @property
     def kv_shape(self) -> KVShape:
@@ -54,14 +55,18 @@ def load_model(
     Raises :class:`ModelError` for a checkpoint, device or dtype that can't be used.
     """
     config = ModelConfig.from_dict(checkpoint.config, str(checkpoint.folder / "config.json"))
-    torch_device = _device(device)
-    torch_dtype = _dtype(dtype, torch_device)
-    torch.set_num_threads(num_threads or available_processors())
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device)
+    # OpenMP keeps a team of threads for every thread that ever ran a parallel operation, and once there are more of
+    # them than processors they sleep between operations, which costs a third of the speed. So the thread that loads
+    # takes one processor, and only the engine's thread gets a team.
+    torch.set_num_threads(1)
     tokenizer = Tokenizer(checkpoint.folder)
     template = ChatTemplate.load(checkpoint.folder, tokenizer)
     weights = load_weights(
         checkpoint.weight_files, config, device=torch_device, dtype=torch_dtype, on_progress=on_progress
     )
+    threads = num_threads or available_processors()
     identity = ModelIdentity(
         fingerprint=checkpoint.fingerprint,
         adapter=None,
@@ -69,7 +74,7 @@ def load_model(
         rope=repr(sorted(asdict(config.rope).items())),
     )
     rope = RotaryTable(config.rope, config.head_dim, torch_device)
-    return Model(checkpoint.name, config, Decoder(config, weights), rope, identity, tokenizer, template)
+    return Model(checkpoint.name, config, Decoder(config, weights), rope, identity, tokenizer, template, threads)
 
 
 def available_processors() -> int:
@@ -82,7 +87,8 @@ def available_processors() -> int:
         return affinity
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of that name; :class:`ModelError` if it can't be used here."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -92,7 +98,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of that name, or what the device computes fastest; :class:`ModelError` for an unknown name."""
     if name is not None:
         if name not in _DTYPES:
             raise ModelError(f"dtype {name!r} is unknown; choose one of {', '.join(_DTYPES)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +29,25 @@ class Sampler:
             probabilities = _keep_min_p(probabilities, params.min_p)
             probabilities = _keep_top_p(probabilities, params.top_p)
             token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        self._remember(token_id)
+        return token_id
+
+    def margins(self, logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """As if these tokens were sampled one after the other:
+
+        how far each one's logit, repetition penalty included, lies below the best one. At least 0; 0 is what greedy
+        sampling chooses. logits: [tokens, vocab].
+        """
+        margins = []
+        for row, token_id in zip(logits, token_ids, strict=True):
+            row = self._penalize(row)
+            margins.append(float(row.max() - row[token_id]))
+            self._remember(token_id)
+        return tuple(margins)
+
+    def _remember(self, token_id: int) -> None:
         if token_id not in self._used:
             self._used.append(token_id)
-        return token_id
 
     def _penalize(self, logits: Tensor) -> Tensor:
         # CTRL (arXiv 1909.05858), over the reply alone: a penalty on the prompt would keep an NPC from quoting its
@@ -42,12 +58,6 @@ class Sampler:
         used = torch.tensor(self._used, device=logits.device)
         scores = logits[used]
         return logits.index_copy(0, used, torch.where(scores > 0, scores / penalty, scores * penalty))
-
-
-def margin(logits: Tensor, token_ids: Iterable[int]) -> Tensor:
-    """How far each token's logit lies below the best one. logits: [tokens, vocab] → [tokens], at least 0."""
-    chosen = torch.tensor(list(token_ids), device=logits.device)
-    return logits.max(dim=-1).values - logits.gather(-1, chosen[:, None])[:, 0]
 
 
 def _keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:

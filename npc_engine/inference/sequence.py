@@ -8,6 +8,7 @@ from torch import Tensor
 
 from npc_engine.blocks import Block, BlockId, Layout
 from npc_engine.inference.context import AssembledContext
+from npc_engine.inference.holding import Holding
 from npc_engine.inference.request import FinishedOutput, FinishReason, GenerationRequest, PromptCounts
 from npc_engine.inference.sampler import Sampler
 
@@ -34,11 +35,11 @@ class Sequence:
         |<- cached, placed -->|<------------- computed here ---------------->|   (never fed back)
     """
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, holding: Holding) -> None:
         self.request = request
         self.phase = Phase.WAITING
         self.is_cancelled = False
-        self.held: dict[BlockId, Block] = {}  # blocks referenced in the cache until the layout is placed
+        self.holding = holding  # until the layout is placed
         self.encoded: dict[BlockId, Block] = {}  # blocks that were missing when the request came
         self.sampled_token_ids: list[int] = []
         self.margins: tuple[float, ...] = ()

@@ -11,46 +11,37 @@ from safetensors import safe_open
 from torch import Tensor
 
 from npc_engine.errors import ModelError
+from npc_engine.inference.linear import Linear, linear
 from npc_engine.inference.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Projections that read the same input are fused: fewer, larger products.
+    """One layer. Queries, keys and values are one projection: [hidden] → [(heads + 2 * kv_heads) * head_dim].
 
-    `qkv`: [(heads + 2 * kv_heads) * head_dim, hidden]; `o`: [hidden, heads * head_dim]; `gate_up`: [2 * intermediate,
-    hidden]; `down`: [hidden, intermediate]; norms and biases are vectors.
+    Norms are vectors: [hidden], and [head_dim] for those of queries and keys (Qwen3).
     """
 
     input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Tensor
-    o_bias: Tensor | None
+    o: Linear
     post_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate: Linear
+    up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`embedding`, `lm_head`: [vocab, hidden], the same tensor where the checkpoint ties them."""
+    """`embedding`: [vocab, hidden]. `num_parameters` counts a tied embedding once."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    lm_head: Tensor
-
-    @property
-    def num_parameters(self) -> int:
-        tensors = {id(t): t.numel() for t in (self.embedding, self.lm_head, self.final_norm)}
-        for layer in self.layers:
-            tensors |= {id(t): t.numel() for name in layer.__slots__ if (t := getattr(layer, name)) is not None}
-        return sum(tensors.values())
+    lm_head: Linear
+    num_parameters: int
 
 
 def load_weights(
@@ -81,28 +72,25 @@ def load_weights(
     hidden, intermediate = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
+    def read_linear(names: Sequence[str], sizes: Sequence[int], inputs: int, *, bias: bool) -> Linear:
+        weight = torch.cat([read(f"{name}.weight", size, inputs) for name, size in zip(names, sizes, strict=True)])
+        biases = [read(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)] if bias else None
+        return linear(weight, torch.cat(biases) if biases else None)
+
     def read_layer(index: int) -> LayerWeights:
-        prefix = f"model.layers.{index}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
-        qkv = (("q", q_size), ("k", kv_size), ("v", kv_size))
-        gate_up = (("gate", intermediate), ("up", intermediate))
+        prefix = f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        qkv = [f"{attention}.{name}_proj" for name in "qkv"]
         return LayerWeights(
-            input_norm=read(prefix + "input_layernorm.weight", hidden),
-            qkv=torch.cat([read(f"{attention}{name}_proj.weight", size, hidden) for name, size in qkv]),
-            qkv_bias=torch.cat([read(f"{attention}{name}_proj.bias", size) for name, size in qkv])
-            if config.qkv_bias
-            else None,
-            q_norm=read(attention + "q_norm.weight", config.head_dim) if config.qk_norm else None,
-            k_norm=read(attention + "k_norm.weight", config.head_dim) if config.qk_norm else None,
-            o=read(attention + "o_proj.weight", hidden, q_size),
-            o_bias=read(attention + "o_proj.bias", hidden) if config.o_bias else None,
-            post_norm=read(prefix + "post_attention_layernorm.weight", hidden),
-            gate_up=torch.cat([read(f"{mlp}{name}_proj.weight", size, hidden) for name, size in gate_up]),
-            gate_up_bias=torch.cat([read(f"{mlp}{name}_proj.bias", size) for name, size in gate_up])
-            if config.mlp_bias
-            else None,
-            down=read(mlp + "down_proj.weight", hidden, intermediate),
-            down_bias=read(mlp + "down_proj.bias", hidden) if config.mlp_bias else None,
+            input_norm=read(f"{prefix}.input_layernorm.weight", hidden),
+            qkv=read_linear(qkv, [q_size, kv_size, kv_size], hidden, bias=config.qkv_bias),
+            q_norm=read(f"{attention}.q_norm.weight", config.head_dim) if config.qk_norm else None,
+            k_norm=read(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
+            o=read_linear([f"{attention}.o_proj"], [hidden], q_size, bias=config.o_bias),
+            post_norm=read(f"{prefix}.post_attention_layernorm.weight", hidden),
+            gate=read_linear([f"{mlp}.gate_proj"], [intermediate], hidden, bias=config.mlp_bias),
+            up=read_linear([f"{mlp}.up_proj"], [intermediate], hidden, bias=config.mlp_bias),
+            down=read_linear([f"{mlp}.down_proj"], [hidden], intermediate, bias=config.mlp_bias),
         )
 
     embedding = read("model.embed_tokens.weight", config.vocab_size, hidden)
@@ -110,9 +98,16 @@ def load_weights(
     for index in range(config.num_layers):
         layers.append(read_layer(index))
         on_progress(index + 1, config.num_layers)
+    final_norm = read("model.norm.weight", hidden)
+    is_tied = config.tie_word_embeddings
+    lm_head = linear(embedding) if is_tied else read_linear(["lm_head"], [config.vocab_size], hidden, bias=False)
+    num_parameters = embedding.numel() + final_norm.numel() + sum(_num_parameters(layer) for layer in layers)
     return Weights(
-        embedding=embedding,
-        layers=tuple(layers),
-        final_norm=read("model.norm.weight", hidden),
-        lm_head=embedding if config.tie_word_embeddings else read("lm_head.weight", config.vocab_size, hidden),
+        embedding, tuple(layers), final_norm, lm_head, num_parameters + (0 if is_tied else lm_head.num_parameters)
     )
+
+
+def _num_parameters(layer: LayerWeights) -> int:
+    norms = (layer.input_norm, layer.q_norm, layer.k_norm, layer.post_norm)
+    projections = (layer.qkv, layer.o, layer.gate, layer.up, layer.down)
+    return sum(norm.numel() for norm in norms if norm is not None) + sum(each.num_parameters for each in projections)

@@ -3,113 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Self
 
 from npc_engine.blocks import BlockDamage, CacheStats, Tier
 from npc_engine.clock import Clock, MonotonicClock
 from npc_engine.config import EngineConfig, SamplingParams
 from npc_engine.dialogue.conversation import ConversationId
-from npc_engine.dialogue.sentences import SentenceSplitter
-from npc_engine.errors import EngineClosedError, NpcEngineError, UnknownNameError
+from npc_engine.errors import BlockStoreError, EngineClosedError, NpcEngineError, SaveError, UnknownNameError
 from npc_engine.inference import (
     FailedOutput,
     FinishedOutput,
-    FinishReason,
     GenerationRequest,
     InferenceEngine,
     Output,
-    StreamDecoder,
     TokenOutput,
     WarmedOutput,
-    WarmUp,
 )
 from npc_engine.runtime.events import Broadcaster, Changes, WorldChange
 from npc_engine.runtime.loading import LoadedModel, LoadProgress, create_engine, load
-from npc_engine.runtime.prompt import Prompt, Prompter
-from npc_engine.runtime.reply import Reply, ReplyDelta, ReplyStats, ReplyStream
+from npc_engine.runtime.observer import Observer
+from npc_engine.runtime.prompt import Prompt
+from npc_engine.runtime.reply import Reply, ReplyStream
 from npc_engine.runtime.saves import SaveInfo, SaveStore
-from npc_engine.runtime.session import DuePrompt, Session, SessionOutputs
+from npc_engine.runtime.session import DuePrompt, Session, SessionOutputs, create_prompter
 from npc_engine.runtime.simulation import Input, PassTime, PatchWorld, ReplyEnded, Say, Simulation
+from npc_engine.runtime.speaking import Speaking
 from npc_engine.runtime.tick_loop import TickLoop
+from npc_engine.runtime.views import BlockView, ModelInfo, NpcInfo, Preparation
+from npc_engine.runtime.warming import Warmer, WarmUpDue
 from npc_engine.runtime.worker import ModelWorker
-from npc_engine.world import EntityId, Kind, World, WorldState, entity_id, load_world, split
+from npc_engine.world import Kind, World, WorldState, entity_id, load_world, split
+
+_log = logging.getLogger("npc_engine")
 
 _MAX_INBOX = 4096
 _MAX_REMEMBERED_PROMPTS = 32
-_MAX_WARMED_NPCS = 16  # near a player at once
-
-
-@dataclass(frozen=True, slots=True)
-class NpcInfo:
-    """An NPC as a game lists it. `place` is the key of where it is."""
-
-    id: str
-    name: str
-    role: str
-    place: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """The model that speaks."""
-
-    name: str
-    architecture: str
-    fingerprint: str
-    adapter: str | None
-    device: str
-    dtype: str
-    num_parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockView:
-    """One block of a prompt, for people: who owns it, how long it is, where its keys and values are."""
-
-    entity: str
-    section: str
-    text: str
-    block_id: str
-    position: int
-    num_tokens: int
-    tier: Tier
-
-
-class Preparation(NamedTuple):
-    """What it took to have an NPC's blocks in memory."""
-
-    num_blocks: int
-    num_tokens: int
-    num_encoded_tokens: int
-    elapsed_ms: float
-
-
-class Observer(Protocol):
-    """Sees everything that a recording needs, in order, on the event loop."""
-
-    def on_tick(self, inputs: Sequence[Input], outputs: SessionOutputs, session: Session) -> None: ...
-
-    def on_reply(self, reply: Reply, finished: FinishedOutput) -> None: ...
-
-
-@dataclass(slots=True)
-class _Speaking:
-    """The stream of one reply, and what it takes to feed it."""
-
-    stream: ReplyStream
-    said_s: float
-    sampling: SamplingParams
-    decoder: StreamDecoder
-    sentences: SentenceSplitter = field(default_factory=SentenceSplitter)
-    speech: str = ""
-    first_token_s: float | None = None
 
 
 class NpcEngine:
@@ -140,24 +75,24 @@ class NpcEngine:
         self._observer = observer
         self._session = Session(
             Simulation(WorldState.start(world), seed=config.seed),
-            self._new_prompter(),
+            create_prompter(self._model, config),
             self._model.identity.fingerprint,
         )
         self._saves = SaveStore(config.data_dir / "saves.sqlite")
         self._inbox: list[Input] = []
         self._next_request_id = 1
-        self._speaking: dict[int, _Speaking] = {}
+        self._speaking: dict[int, Speaking] = {}
         self._changes_due: dict[int, asyncio.Future[WorldChange]] = {}
         self._prompts: OrderedDict[int, Prompt] = OrderedDict()
-        self._warmed: dict[ConversationId, Prompt] = {}  # what was asked for last
-        self._warming: dict[Hashable, asyncio.Future[None]] = {}
+        self._warmer = Warmer()
         self._broadcaster = Broadcaster()
         self._damage: list[BlockDamage] = []
         self._is_closed = False
+        self._failure: NpcEngineError | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._ticks = TickLoop(self._tick, clock=clock or MonotonicClock(), ticks_per_s=config.ticks_per_s)
         self._worker = ModelWorker(
-            lambda: create(loaded, config, self._damage.append),
+            lambda: create(loaded, config, self._on_damage),
             on_outputs=self._on_outputs,
             on_failure=self._on_failure,
         )
@@ -184,6 +119,8 @@ class NpcEngine:
 
     async def start(self) -> None:
         """Start the model's thread and the ticks."""
+        if self._observer is not None:
+            self._observer.on_start(self._session, self._model, self.config)
         await self._worker.start()
         self._loop_task = asyncio.create_task(self._ticks.run(), name="npc-engine-ticks")
         self._loop_task.add_done_callback(self._on_loop_done)
@@ -286,8 +223,8 @@ class NpcEngine:
         self._session.prompter.check_utterance(text)
         request_id = self._new_request_id()
         stream = ReplyStream(request_id, split(conversation_id.npc)[1], player, lambda: self._cancel(request_id))
-        self._speaking[request_id] = _Speaking(
-            stream, time.monotonic(), sampling or self.config.sampling, StreamDecoder(self._model.tokenizer)
+        self._speaking[request_id] = Speaking(
+            stream, time.monotonic(), sampling or self.config.sampling, self._model.tokenizer
         )
         self._put(Say(request_id, conversation_id.player, conversation_id.npc, text))
         self._ticks.wake()
@@ -300,9 +237,9 @@ class NpcEngine:
         prompt = self._session.prompt(conversation_id)
         tiers = await self._worker.call(lambda engine: engine.tiers(prompt.blocks))
         missing = [block for block, tier in zip(prompt.blocks, tiers, strict=True) if tier is Tier.MISSING]
-        self._warm(conversation_id, prompt)
-        warmed = self._warming.setdefault(conversation_id, asyncio.get_running_loop().create_future())
-        await asyncio.shield(warmed)
+        due = self._warmer.ask_for(conversation_id, prompt, is_awaited=True)
+        self._post_warm_up(due)
+        await self._warmer.wait(due)
         return Preparation(
             len(prompt.blocks),
             sum(block.num_tokens for block in prompt.blocks),
@@ -333,19 +270,20 @@ class NpcEngine:
         return await self._change(PatchWorld(request_id, tuple(operations)))
 
     async def advance(self, minutes: int) -> WorldChange:
-        """Let game time pass. ValueError for negative minutes."""
-        if minutes < 0:
-            raise ValueError("minutes must not be negative")
+        """Let game time pass, at the next tick. :class:`PatchError` for a number that time can't pass by."""
         return await self._change(PassTime(self._new_request_id(), minutes))
 
     # ── saving ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def save(self, name: str) -> SaveInfo:
-        """Write a save. When this returns, it survives a crash; its blocks are on disk, too."""
+        """Write a save. When this returns, it survives a crash; its blocks are on disk, too, if the disk takes them."""
         self._check_open()
         snapshot = self._session.snapshot(self._next_request_id)
         info = await asyncio.to_thread(self._saves.write, name, snapshot)
-        await self._worker.call(lambda engine: engine.flush())
+        try:
+            await self._worker.call(lambda engine: engine.flush())
+        except BlockStoreError as error:  # the save is whole: what is not on disk is encoded again after a restart
+            _log.warning("%s", error)
         return info
 
     async def load(self, name: str) -> SaveInfo:
@@ -353,14 +291,20 @@ class NpcEngine:
         self._check_open()
         world = self._session.state.info.id
         snapshot = await asyncio.to_thread(self._saves.read, name, world)
-        streams = [speaking.stream for speaking in self._speaking.values()]
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True)
+        # Before anything ends: a save that can't be used costs nothing.
+        prompter = create_prompter(self._model, self.config)
+        session = Session.restore(snapshot, prompter, self._model.identity.fingerprint)
+        while self._speaking:
+            streams = [speaking.stream for speaking in self._speaking.values()]
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True)
+        # From here to the new session nothing is awaited: what is in the inbox belongs to the game that ends.
         self._inbox.clear()
-        self._session = Session.restore(snapshot, self._new_prompter(), self._model.identity.fingerprint)
+        self._end_changes(SaveError(f"the game went on from the save {name!r} before this change took effect"))
+        self._session = session
         self._next_request_id = max(self._next_request_id, snapshot.next_request_id)
-        self._warmed.clear()
+        self._warmer.forget()
         saves = await asyncio.to_thread(self._saves.list)
         return next(info for info in saves if info.name == name)
 
@@ -374,20 +318,28 @@ class NpcEngine:
     def _tick(self) -> None:
         inputs, self._inbox = self._inbox, []
         outputs = self._session.advance(inputs)
+        requests = [self._request(each) for each in outputs.prompts]
         if self._observer is not None and inputs:
-            self._observer.on_tick(inputs, outputs, self._session)
-        for each in outputs.prompts:
-            self._submit(each)
-        num_changed = self._warm_near_players() if outputs.world.changed or self.tick == 1 else 0
-        self._resolve_changes(outputs, num_changed)
+            self._observer.on_tick(inputs, outputs, requests, self._session)
+        for request in requests:
+            self._submit(request)
+        for failed in outputs.failed:
+            speaking = self._speaking[failed.request_id]
+            self._end(failed.request_id, speaking.nothing_said(), failed.error)
+        num_changed_blocks = 0
+        if outputs.world.changed or self.tick == 1:
+            due, num_changed_blocks = self._warmer.near_players(self._session)
+            for each in due:
+                self._post_warm_up(each)
+        self._resolve_changes(outputs, num_changed_blocks)
 
-    def _submit(self, each: DuePrompt) -> None:
+    def _request(self, each: DuePrompt) -> GenerationRequest:
         due, prompt = each.due, each.prompt
         self._prompts[due.request_id] = prompt
         if len(self._prompts) > _MAX_REMEMBERED_PROMPTS:
             self._prompts.popitem(last=False)
         sampling = self._speaking[due.request_id].sampling
-        request = GenerationRequest(
+        return GenerationRequest(
             request_id=due.request_id,
             conversation=due.conversation,
             blocks=prompt.blocks,
@@ -397,27 +349,17 @@ class NpcEngine:
             seed=due.seed if sampling.seed is None else sampling.seed,
             stop_ids=self._model.template.stop_ids,
         )
-        self._worker.post(lambda engine: engine.submit(request))
 
-    def _warm_near_players(self) -> int:
-        """Ask for the blocks of NPCs whom a player might speak to next. Returns how many blocks are new."""
-        new_blocks = set()
-        for player in self.state.players():
-            near = self.state.npcs_at(entity_id(Kind.PLACE, self.state.player(player).place))
-            for npc in near[:_MAX_WARMED_NPCS]:
-                conversation_id = ConversationId(player, npc)
-                prompt = self._session.prompt(conversation_id)
-                warmed = self._warmed.get(conversation_id)
-                new = {block.id for block in prompt.blocks} - {b.id for b in (warmed.blocks if warmed else ())}
-                if new:
-                    new_blocks |= new
-                    self._warm(conversation_id, prompt)
-        return len(new_blocks)
+    def _submit(self, request: GenerationRequest) -> None:
+        speaking = self._speaking[request.request_id]
+        if speaking.is_cancelled:
+            reply, ended = speaking.end_unheard()
+            self._end(request.request_id, ended, reply)
+        else:
+            self._worker.post(lambda engine: engine.submit(request))
 
-    def _warm(self, conversation_id: ConversationId, prompt: Prompt) -> None:
-        self._warmed[conversation_id] = prompt
-        warm_up = WarmUp(prompt.blocks, prompt.turns, conversation_id)
-        self._worker.post(lambda engine: engine.warm(conversation_id, warm_up))
+    def _post_warm_up(self, due: WarmUpDue) -> None:
+        self._worker.post(lambda engine: engine.warm(due.key, due.warm_up))
 
     def _resolve_changes(self, outputs: SessionOutputs, num_changed_blocks: int) -> None:
         for refused in outputs.world.refused:
@@ -435,104 +377,48 @@ class NpcEngine:
 
     def _on_outputs(self, outputs: Sequence[Output]) -> None:
         for output in outputs:
-            if isinstance(output, WarmedOutput):
-                if (warmed := self._warming.pop(output.key, None)) is not None:
-                    warmed.set_result(None)
-                continue
-            speaking = self._speaking.get(output.request_id)
-            if speaking is None:
-                continue
             match output:
-                case TokenOutput(_, token_id):
-                    self._on_token(speaking, token_id)
-                case FinishedOutput():
-                    self._on_finished(speaking, output)
-                case FailedOutput(_, error):
-                    self._end(speaking, ReplyEnded(output.request_id, *self._parties(speaking), None), error)
+                case WarmedOutput(key):
+                    self._warmer.done(key)
+                case TokenOutput(request_id, token_id) if request_id in self._speaking:
+                    self._speaking[request_id].hear(token_id)
+                case FinishedOutput(request_id) if request_id in self._speaking:
+                    reply, ended = self._speaking[request_id].end(output)
+                    if self._observer is not None:
+                        self._observer.on_reply(reply, output)
+                    self._end(request_id, ended, reply)
+                case FailedOutput(request_id, error) if request_id in self._speaking:
+                    self._end(request_id, self._speaking[request_id].nothing_said(), error)
 
-    def _on_token(self, speaking: _Speaking, token_id: int) -> None:
-        if speaking.first_token_s is None:
-            speaking.first_token_s = time.monotonic()
-        text = speaking.decoder.feed(token_id)
-        if not speaking.speech:
-            text = text.lstrip()  # a reply begins with its first word
-        if not text:
-            return
-        speaking.speech += text
-        for piece, ends_sentence in speaking.sentences.feed(text):
-            speaking.stream.feed(ReplyDelta(piece, ends_sentence))
-
-    def _on_finished(self, speaking: _Speaking, output: FinishedOutput) -> None:
-        if speaking.sentences.is_open:
-            speaking.stream.feed(ReplyDelta("", ends_sentence=True))
-        now_s = time.monotonic()
-        first_s = speaking.first_token_s if speaking.first_token_s is not None else now_s
-        is_stopped = output.reason is FinishReason.STOP
-        reply = Reply(
-            request_id=output.request_id,
-            npc=speaking.stream.npc,
-            player=speaking.stream.player,
-            speech=speaking.speech.rstrip(),
-            emotion=None,
-            actions=(),
-            finish_reason=output.reason,
-            stats=ReplyStats(
-                ttft_ms=(first_s - speaking.said_s) * 1000,
-                total_ms=(now_s - speaking.said_s) * 1000,
-                num_prompt_tokens=output.counts.num_prompt,
-                num_cached_tokens=output.counts.num_cached,
-                num_encoded_tokens=output.counts.num_encoded,
-                num_reply_tokens=len(output.sampled_token_ids) - is_stopped,
-            ),
-        )
-        ended = ReplyEnded(
-            output.request_id,
-            *self._parties(speaking),
-            speech=reply.speech if output.turn is not None else None,
-            sampled_token_ids=output.sampled_token_ids,
-            is_stopped=is_stopped,
-            num_folded=output.num_folded,
-        )
-        if self._observer is not None:
-            self._observer.on_reply(reply, output)
-        self._end(speaking, ended, reply)
-
-    def _end(self, speaking: _Speaking, ended: ReplyEnded, outcome: Reply | NpcEngineError) -> None:
-        del self._speaking[ended.request_id]
-        self._put(ended)
+    def _end(self, request_id: int, ended: ReplyEnded, outcome: Reply | NpcEngineError) -> None:
+        speaking = self._speaking.pop(request_id)
+        self._inbox.append(ended)
         self._ticks.wake()  # the next utterance of this conversation may be waiting
         speaking.stream.finish(outcome)
 
+    def _on_damage(self, damage: BlockDamage) -> None:
+        """On the model's thread."""
+        self._damage.append(damage)
+        _log.warning(
+            "block %s on disk was refused (%s); it is encoded again", damage.block_id.hex()[:12], damage.reason
+        )
+
     def _on_failure(self, error: NpcEngineError) -> None:
+        self._failure = error
         self._end_all(error)
 
     def _on_loop_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             failure = NpcEngineError(f"the tick loop failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            self._end_all(failure)
+            self._on_failure(failure)
 
     # ── odds and ends ────────────────────────────────────────────────────────────────────────────────────────
-
-    def _new_prompter(self) -> Prompter:
-        model = self._model
-        limit = min(self.config.max_context_tokens, model.config.max_position_embeddings)
-        return Prompter(
-            model.identity,
-            model.tokenizer,
-            model.template,
-            max_tokens=limit,
-            max_reply_tokens=self.config.sampling.max_tokens,
-            max_utterance_tokens=self.config.max_utterance_tokens,
-        )
 
     def _conversation_id(self, npc: str, player: str) -> ConversationId:
         player_id = entity_id(Kind.PLAYER, player)
         self.state.player(player_id)  # raises UnknownNameError
         return ConversationId(player_id, self.state.find_npc(npc))
-
-    def _parties(self, speaking: _Speaking) -> tuple[EntityId, EntityId]:
-        return entity_id(Kind.PLAYER, speaking.stream.player), entity_id(Kind.CHARACTER, speaking.stream.npc)
 
     def _new_request_id(self) -> int:
         self._next_request_id += 1
@@ -546,28 +432,33 @@ class NpcEngine:
         return await future
 
     def _put(self, each: Input) -> None:
-        if len(self._inbox) >= _MAX_INBOX and not isinstance(each, ReplyEnded):
+        if len(self._inbox) >= _MAX_INBOX:
             raise NpcEngineError(f"more than {_MAX_INBOX} changes wait for one tick; send fewer, larger patches")
         self._inbox.append(each)
 
     def _cancel(self, request_id: int) -> None:
-        if request_id in self._speaking and not self._is_closed:
-            self._worker.post(lambda engine: engine.cancel(request_id))
+        if (speaking := self._speaking.get(request_id)) is None:
+            return
+        speaking.is_cancelled = True  # if it still waits for its turn, the model has not heard of it
+        self._worker.post(lambda engine: engine.cancel(request_id))
 
     def _check_open(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
+
+    def _end_changes(self, error: NpcEngineError) -> None:
+        for future in self._changes_due.values():
+            _resolve(future, error)
+        self._changes_due.clear()
 
     def _end_all(self, error: NpcEngineError) -> None:
         for speaking in self._speaking.values():
             speaking.stream.finish(error)
         self._speaking.clear()
-        for future in self._changes_due.values():
-            _resolve(future, error)
-        self._changes_due.clear()
-        for warmed in self._warming.values():
-            warmed.set_exception(error)
-        self._warming.clear()
+        self._end_changes(error)
+        self._warmer.fail(error)
 
 
 def _resolve(future: asyncio.Future[WorldChange], outcome: WorldChange | NpcEngineError) -> None:

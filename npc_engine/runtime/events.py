@@ -61,11 +61,14 @@ class Broadcaster:
 
     def __init__(self) -> None:
         self._listeners: set[Changes] = set()
+        self._is_closed = False
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[Changes]:
         """Changes from now on; :class:`EngineClosedError` ends them."""
         changes = Changes()
+        if self._is_closed:
+            changes.close()
         self._listeners.add(changes)
         try:
             yield changes
@@ -77,5 +80,7 @@ class Broadcaster:
             listener.put(change)
 
     def close(self) -> None:
+        """Idempotent. Listeners still get what is in their queues."""
+        self._is_closed = True
         for listener in self._listeners:
             listener.close()

@@ -58,7 +58,7 @@ def create_engine(
     store = BlockStore(
         config.data_dir / "blocks",
         owner=model.identity.digest(),
-        map_size=config.max_store_size,
+        max_bytes=config.max_store_size,
         on_damage=on_damage,
     )
     cache = BlockCache(model.kv_shape, model.decoder.device, max_bytes=config.max_block_memory, store=store)

@@ -80,6 +80,9 @@ class Prompter:
         self._max_tokens = max_tokens
         self._max_reply_tokens = max_reply_tokens
         self._max_utterance_tokens = max_utterance_tokens
+        # Utterance and markup, and the token that ended the reply before.
+        opening = max(len(template.user_open), len(template.next_user_open))
+        self._max_final_tokens = 1 + opening + max_utterance_tokens + len(template.assistant_open)
         self._block_of: dict[str, Block] = {}
         # The template writes the beginning of the prompt into the header: nothing else can be its first block.
         header = (*template.system_open, *tokenizer.encode_text(HEADER))
@@ -94,6 +97,10 @@ class Prompter:
                 f"utterance: {len(text)} characters are too long; the limit is {self._max_utterance_tokens} tokens "
                 "(max_utterance_tokens)"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UtteranceError(f"utterance: character {error.start} is half a surrogate pair; send UTF-8") from None
         num_tokens = len(self._tokenizer.encode_text(text))
         if num_tokens > self._max_utterance_tokens:
             raise UtteranceError(
@@ -102,14 +109,26 @@ class Prompter:
             )
 
     def retokenize(self, conversation: Conversation) -> Transcript:
-        """The transcript of a conversation held with another model: all of it is pending, to be computed once."""
-        token_ids: list[int] = []
-        for index, exchange in enumerate(conversation.exchanges):
-            token_ids += self._opening(is_first=index == 0)
-            token_ids += self._tokenizer.encode_text(exchange.utterance)
-            token_ids += self._template.assistant_open
-            token_ids += self._tokenizer.encode_text(exchange.speech)
-        return Transcript(pending=tuple(token_ids))
+        """The transcript of a conversation held with another model: pending, to be computed once.
+
+        Of a long one, the newest exchanges within a quarter of the budget.
+        """
+        exchanges = [
+            (
+                self._tokenizer.encode_text(exchange.utterance),
+                (*self._template.assistant_open, *self._tokenizer.encode_text(exchange.speech)),
+            )
+            for exchange in conversation.exchanges
+        ]
+        budget = self._max_tokens // 4
+        kept: list[int] = []
+        for utterance, reply in reversed(exchanges):
+            opening = self._template.next_user_open if kept else ()
+            exchange = (*utterance, *reply, *opening)
+            if len(exchange) + len(kept) > budget:
+                break
+            kept[:0] = exchange
+        return Transcript(pending=(*self._template.user_open, *kept) if kept else ())
 
     def prompt(
         self,
@@ -127,7 +146,7 @@ class Prompter:
         owned = [OwnedBlock(text, self._block(text.text)) for text in texts]
         budget = self._max_tokens - self._max_reply_tokens - self.header.num_tokens
         # The final block may take its limit: a layout must not change because somebody says more.
-        budget -= max(len(final), self._max_utterance_tokens)
+        budget -= max(len(final), self._max_final_tokens)
         kept = fit(texts, [each.block.num_tokens for each in owned], budget)
         kept_texts = set(map(id, kept.blocks))
         owned = [each for each in owned if id(each.text) in kept_texts]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
 
 from npc_engine.blocks import Block, BlockId
 from npc_engine.dialogue.conversation import Conversation, ConversationId, Exchange
@@ -80,7 +81,7 @@ class SaveStore:
 
     def write(self, name: str, snapshot: Snapshot) -> SaveInfo:
         """Write a save, in place of an older one of that name."""
-        body = json.dumps(_to_json(snapshot), separators=(",", ":"), ensure_ascii=False)
+        body = _SavedGame.of(snapshot).model_dump_json()
         info = SaveInfo(name, snapshot.world, snapshot.tick, time.time(), len(body.encode()))
         with self._transaction() as database:
             database.execute("DELETE FROM saves WHERE name = ?", (name,))
@@ -111,10 +112,8 @@ class SaveStore:
             )
         if saved_world != world:
             raise SaveError(f"save {name!r} belongs to the world {saved_world!r}, not to {world!r}")
-        try:
-            return _from_json(json.loads(body), tuple(EntityBlock(EntityId(e), s, BlockId(b)) for e, s, b in blocks))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SaveError(f"save {name!r} is damaged ({error!r}); load another") from error
+        entity_blocks = tuple(EntityBlock(EntityId(e), section, BlockId(block_id)) for e, section, block_id in blocks)
+        return _SavedGame.parse(name, body).snapshot(entity_blocks)
 
     def list(self) -> list[SaveInfo]:
         """All saves, newest first."""
@@ -132,9 +131,10 @@ class SaveStore:
             return set()
         with self._transaction() as database:
             ids = {BlockId(row[0]) for row in database.execute("SELECT DISTINCT block_id FROM entity_blocks")}
-            for (body,) in database.execute("SELECT body FROM saves"):
-                for talk in json.loads(body)["conversations"]:
-                    ids |= {BlockId(bytes.fromhex(turn["id"])) for turn in talk["turns"]}
+            bodies = database.execute("SELECT name, body FROM saves").fetchall()
+        for name, body in bodies:
+            talks = _SavedGame.parse(name, body).conversations
+            ids |= {turn.block_id for talk in talks for turn in talk.turns}
         return ids
 
     @contextmanager
@@ -154,55 +154,94 @@ class SaveStore:
             ) from error
 
 
-def _to_json(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "world": snapshot.world,
-        "tick": snapshot.tick,
-        "seed": snapshot.seed,
-        "next_request_id": snapshot.next_request_id,
-        "fingerprint": snapshot.fingerprint,
-        "state": snapshot.state,
-        "conversations": [
-            {
-                "player": player,
-                "npc": npc,
-                "exchanges": [[exchange.utterance, exchange.speech] for exchange in conversation.exchanges],
-                **_transcript_to_json(snapshot.transcripts.get(ConversationId(player, npc), Transcript())),
-            }
-            for (player, npc), conversation in snapshot.conversations.items()
-        ],
-    }
+class _SavedTurn(BaseModel, extra="forbid", frozen=True, strict=True):
+    id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    start: Annotated[int, Field(ge=0)]
+    token_ids: Annotated[list[int], Field(min_length=1)]
 
+    @classmethod
+    def of(cls, turn: Block) -> _SavedTurn:
+        return cls(id=turn.id.hex(), start=turn.start, token_ids=list(turn.token_ids))
 
-def _transcript_to_json(transcript: Transcript) -> dict[str, Any]:
-    return {
-        "turns": [
-            {"id": turn.id.hex(), "start": turn.start, "token_ids": list(turn.token_ids)} for turn in transcript.turns
-        ],
-        "pending": list(transcript.pending),
-    }
+    @property
+    def block_id(self) -> BlockId:
+        return BlockId(bytes.fromhex(self.id))
 
-
-def _from_json(body: dict[str, Any], entity_blocks: tuple[EntityBlock, ...]) -> Snapshot:
-    conversations: dict[ConversationId, Conversation] = {}
-    transcripts: dict[ConversationId, Transcript] = {}
-    for talk in body["conversations"]:
-        conversation_id = ConversationId(EntityId(talk["player"]), EntityId(talk["npc"]))
-        conversations[conversation_id] = Conversation(tuple(Exchange(*pair) for pair in talk["exchanges"]))
+    def block(self) -> Block:
         # A turn is never encoded on its own, so it needs no parents: where its keys are lost, its tokens are folded.
-        turns = (
-            Block(BlockId(bytes.fromhex(turn["id"])), tuple(turn["token_ids"]), turn["start"], parents=())
-            for turn in talk["turns"]
+        return Block(self.block_id, tuple(self.token_ids), self.start, parents=())
+
+
+class _SavedTalk(BaseModel, extra="forbid", frozen=True, strict=True):
+    player: str
+    npc: str
+    exchanges: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    turns: list[_SavedTurn]
+    pending: list[int]
+
+    @property
+    def id(self) -> ConversationId:
+        return ConversationId(EntityId(self.player), EntityId(self.npc))
+
+
+class _SavedGame(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The body of a save: :class:`Snapshot` without what SQLite keeps in columns and tables of its own."""
+
+    world: str
+    tick: Annotated[int, Field(ge=0)]
+    seed: int
+    next_request_id: Annotated[int, Field(ge=1)]
+    fingerprint: str
+    state: dict[str, Any]
+    conversations: list[_SavedTalk]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> _SavedGame:
+        talks = []
+        for conversation_id, conversation in snapshot.conversations.items():
+            transcript = snapshot.transcripts.get(conversation_id, Transcript())
+            talks.append(
+                _SavedTalk(
+                    player=conversation_id.player,
+                    npc=conversation_id.npc,
+                    exchanges=[[exchange.utterance, exchange.speech] for exchange in conversation.exchanges],
+                    turns=[_SavedTurn.of(turn) for turn in transcript.turns],
+                    pending=list(transcript.pending),
+                )
+            )
+        return cls(
+            world=snapshot.world,
+            tick=snapshot.tick,
+            seed=snapshot.seed,
+            next_request_id=snapshot.next_request_id,
+            fingerprint=snapshot.fingerprint,
+            state=dict(snapshot.state),
+            conversations=talks,
         )
-        transcripts[conversation_id] = Transcript(tuple(turns), tuple(talk["pending"]))
-    return Snapshot(
-        world=body["world"],
-        tick=body["tick"],
-        seed=body["seed"],
-        next_request_id=body["next_request_id"],
-        fingerprint=body["fingerprint"],
-        state=body["state"],
-        conversations=conversations,
-        transcripts=transcripts,
-        entity_blocks=entity_blocks,
-    )
+
+    @classmethod
+    def parse(cls, name: str, body: str) -> _SavedGame:
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "body"
+            raise SaveError(f"save {name!r} is damaged ({field}: {first['msg']}); load another") from error
+
+    def snapshot(self, entity_blocks: tuple[EntityBlock, ...]) -> Snapshot:
+        return Snapshot(
+            world=self.world,
+            tick=self.tick,
+            seed=self.seed,
+            next_request_id=self.next_request_id,
+            fingerprint=self.fingerprint,
+            state=self.state,
+            conversations={
+                talk.id: Conversation(tuple(Exchange(*pair) for pair in talk.exchanges)) for talk in self.conversations
+            },
+            transcripts={
+                talk.id: Transcript(tuple(turn.block() for turn in talk.turns), tuple(talk.pending))
+                for talk in self.conversations
+            },
+            entity_blocks=entity_blocks,
+        )

@@ -125,8 +125,8 @@ class Simulation:
             match each:
                 case PatchWorld():
                     self._patch(each, outputs)
-                case PassTime(request_id, minutes):
-                    self._changed(outputs, request_id, self.state.advance(minutes))
+                case PassTime():
+                    self._pass_time(each, outputs)
                 case Say(request_id, player, npc, text):
                     self._hear(ConversationId(player, npc), request_id, text, outputs)
                 case ReplyEnded(_, player, npc, speech):
@@ -145,6 +145,12 @@ class Simulation:
             self._changed(outputs, patch.request_id, self.state.apply(patch.operations))
         except PatchError as error:
             outputs.refused.append(Refused(patch.request_id, error))
+
+    def _pass_time(self, passing: PassTime, outputs: Outputs) -> None:
+        try:
+            self._changed(outputs, passing.request_id, self.state.advance(passing.minutes))
+        except ValueError as error:
+            outputs.refused.append(Refused(passing.request_id, PatchError(f"minutes {passing.minutes}: {error}")))
 
     def _changed(self, outputs: Outputs, request_id: int, entities: frozenset[EntityId]) -> None:
         outputs.changed |= entities

@@ -36,7 +36,7 @@ class TickLoop:
             if await self._clock.wait_for(self._wake, due_s):
                 self._wake.clear()
             else:
-                late_s = self._clock.now_s() - due_s
+                late_s = max(0.0, self._clock.now_s() - due_s)  # a timer may fire early
                 self.max_lateness_s = max(self.max_lateness_s, late_s)
                 num_skipped = math.floor(late_s / self._period_s)
                 self.num_skipped += num_skipped

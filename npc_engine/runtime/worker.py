@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class ModelWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="npc-engine-model", daemon=True)
         self._ended = asyncio.Event()
+        self._closing = threading.Event()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._error: NpcEngineError | None = None
 
@@ -51,7 +53,9 @@ class ModelWorker:
         if self._error is None:
             self._error = EngineClosedError("the engine is closed")
         if self._thread.is_alive():
-            self._commands.put_nowait(None)
+            self._closing.set()
+            with contextlib.suppress(queue.Full):  # then it is awake, and sees that we close
+                self._commands.put_nowait(None)
             await self._ended.wait()
             await asyncio.to_thread(self._thread.join)
 
@@ -59,7 +63,10 @@ class ModelWorker:
         """Run `command` on the model's thread before its next step. Does not wait."""
         if self._error is not None:
             raise self._error
-        self._commands.put_nowait(command)
+        try:
+            self._commands.put_nowait(command)
+        except queue.Full:
+            raise NpcEngineError(f"{_MAX_COMMANDS} commands wait for the model; it is stuck, or far too slow") from None
 
     async def call(self, function: Callable[[InferenceEngine], T]) -> T:
         """Run `function` on the model's thread between two steps; returns its result or raises what it raised."""
@@ -92,20 +99,21 @@ class ModelWorker:
             try:
                 engine = self._create()
             except Exception as error:
-                self._notify(_set_exception, self._started, error)
+                self._notify(self._fail_to_start, error)
                 return
             self._notify(_set_result, self._started, None)
             try:
-                self._serve(engine)
+                try:
+                    self._serve(engine)
+                finally:
+                    engine.close()
             except Exception as error:
                 self._notify(self._fail, error)
-            finally:
-                engine.close()
         finally:
             self._notify(self._ended.set)
 
     def _serve(self, engine: InferenceEngine) -> None:
-        while True:
+        while not self._closing.is_set():
             wait = not engine.has_work
             while True:
                 try:
@@ -126,6 +134,10 @@ class ModelWorker:
             return
 
     # ── on the event loop ────────────────────────────────────────────────────────────────────────────────────
+
+    def _fail_to_start(self, error: Exception) -> None:
+        self._error = EngineClosedError("the engine did not start")
+        _set_exception(self._started, error)
 
     def _fail(self, error: Exception) -> None:
         failure = NpcEngineError(f"the model's thread failed: {type(error).__name__}: {error}")

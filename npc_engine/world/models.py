@@ -84,13 +84,16 @@ class Quest(Record):
     """Stages in order; `stage` is the current one's id."""
 
     title: Text
-    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)]
     stage: Key
     audience: Audience = "everyone"
 
     @field_validator("stages")
     @classmethod
     def _distinct(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        # Not min_length: where a stage is wrong, pydantic would call the list too short as well.
+        if not stages:
+            raise ValueError("is empty; it needs at least one stage")
         ids = [stage.id for stage in stages]
         for stage_id in ids:
             if ids.count(stage_id) > 1:

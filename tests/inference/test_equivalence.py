@@ -187,13 +187,13 @@ def test_after_a_round_trip_through_disk(pair: tuple[Harness, Reference], tmp_pa
     owner = ours.identity.digest()
     blocks = [ours.block(text) for text in TEXTS]
     ours.encode(blocks)
-    store = BlockStore(tmp_path / way, owner=owner, map_size=1 << 24)
+    store = BlockStore(tmp_path / way, owner=owner, max_bytes=1 << 24)
     store.put((block.id, ours.cache.get(block.id)) for block in blocks)
     store.close()
 
     reopened = Harness.__new__(Harness)
     reopened.__dict__.update(ours.__dict__)
-    store = BlockStore(tmp_path / way, owner=owner, map_size=1 << 24)
+    store = BlockStore(tmp_path / way, owner=owner, max_bytes=1 << 24)
     reopened.cache = type(ours.cache)(ours.shape, torch.device("cpu"), max_bytes=1 << 30, store=store)
     assert reopened.encode(blocks) == 0
     assert_equal(reopened.logits(blocks, FINAL, way=way), theirs.block_mask(TEXTS, FINAL))
