@@ -39,7 +39,7 @@ SURFACE = {
     "npc_engine.dialogue": [
         "HEADER",
         "BlockText",
-        "Layout",
+        "FittedLayout",
         "changed",
         "fit",
         "render_layout",

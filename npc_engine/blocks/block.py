@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
+import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
@@ -26,8 +27,8 @@ class ModelIdentity:
 
     def digest(self) -> bytes:
         """32 bytes that stand for this identity in every block id."""
-        fields = (self.fingerprint, self.adapter or "", self.dtype, self.rope)
-        return hashlib.blake2b("\0".join(fields).encode(), digest_size=32).digest()
+        fields = json.dumps([self.fingerprint, self.adapter, self.dtype, self.rope])
+        return hashlib.blake2b(fields.encode(), digest_size=32).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +71,5 @@ def _block_id(identity: ModelIdentity, parents: Sequence[BlockId], token_ids: Se
     digest.update(len(parents).to_bytes(4, "little"))  # so that a parent's bytes can't pass for tokens
     for parent in parents:
         digest.update(parent)
-    digest.update(array("q", token_ids).tobytes())
+    digest.update(struct.pack(f"<{len(token_ids)}q", *token_ids))
     return BlockId(digest.digest())

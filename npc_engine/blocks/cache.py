@@ -50,6 +50,7 @@ class BlockCache:
         self._pool = BlockPool(max_bytes)
         self._kv: dict[BlockId, BlockKV] = {}
         self._writer = StoreWriter(store) if store is not None else None
+        self._pinned: set[BlockId] = set()
         self._num_loaded = 0
         self._num_evicted = 0
 
@@ -93,12 +94,21 @@ class BlockCache:
         if self._writer is not None:
             self._writer.put(block.id, kv)
 
+    def pin(self, block: Block) -> None:
+        """Never evict this block once it is in memory: the header, which every prompt and every encoding needs."""
+        self._pinned.add(block.id)
+        if self._pool.lookup(block.id):
+            self._pool.pin(block.id)
+
     def get(self, block_id: BlockId) -> BlockKV:
         """Keys and values of a block that is in memory. Valid while the block is held."""
         return self._kv[block_id]
 
     def flush(self) -> None:
-        """Wait until every block is on disk. Raises :class:`BlockStoreError` if one could not be written."""
+        """Wait until every block is on disk; may be called from another thread.
+
+        Raises :class:`~npc_engine.errors.BlockStoreError` if one could not be written.
+        """
         if self._writer is not None:
             self._writer.flush()
 
@@ -146,3 +156,5 @@ class BlockCache:
         self._num_evicted += len(evicted)
         self._kv[block.id] = kv
         self._pool.commit(block.id)
+        if block.id in self._pinned:
+            self._pool.pin(block.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -28,6 +29,7 @@ MAP_SIZE = 1 << 40
 # "k" and "v", which carries dtype and shape itself.
 _HEADER = struct.Struct("<4sI32s16s")
 _MAGIC = b"NPCB"
+_PUTS_BETWEEN_COUNTS = 64  # counting reads the whole index
 _INDEX = struct.Struct("<dQ")  # time of writing (seconds since 1970), bytes of the value
 
 
@@ -68,6 +70,8 @@ class BlockStore:
         self.folder = folder
         self._owner = owner
         self._max_bytes = max_bytes
+        self._num_bytes = 0  # what the values take, as far as this process knows
+        self._puts_until_count = 0
         self._on_damage = on_damage
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,10 @@ class BlockStore:
             self._values = self._env.open_db(b"values")
             self._index = self._env.open_db(b"index")
         except (OSError, lmdb.Error) as error:
+            if "already open" in str(error):
+                raise BlockStoreError(
+                    f"{folder}: open already in this process; give each engine a data_dir of its own"
+                ) from error
             raise BlockStoreError(
                 f"{folder}: the block store can't be opened ({error}); it holds nothing that can't be computed again: "
                 "delete the folder, or choose another with --data-dir"
@@ -86,13 +94,20 @@ class BlockStore:
         self._env.close()
 
     def __contains__(self, block_id: BlockId) -> bool:
-        with self._env.begin(self._index) as transaction:
-            return transaction.get(block_id) is not None
+        try:
+            with self._env.begin(self._index) as transaction:
+                return transaction.get(block_id) is not None
+        except lmdb.Error:
+            return False  # get() reports it
 
     def get(self, block_id: BlockId) -> BlockKV | None:
         """The block's keys and values on the CPU, or None if they are not here or were refused (and deleted)."""
-        with self._env.begin(self._values) as transaction:
-            value = transaction.get(block_id)
+        try:
+            with self._env.begin(self._values) as transaction:
+                value = transaction.get(block_id)
+        except lmdb.Error as error:
+            self._on_damage(BlockDamage(block_id, f"unreadable: {error}"))
+            return None
         if value is None:
             return None
         try:
@@ -111,9 +126,9 @@ class BlockStore:
                 "raise max_store_size (--max-store-size)"
             )
         try:
-            if self.stats().num_bytes + num_bytes > self._max_bytes:
-                self.prune(max_bytes=min(self._max_bytes * 3 // 4, self._max_bytes - num_bytes))
+            self._make_room(num_bytes)
             self._write(values)
+            self._num_bytes += num_bytes
         except lmdb.Error as error:
             raise BlockStoreError(
                 f"{self.folder}: the block store can't be written ({error}); check the disk"
@@ -121,15 +136,19 @@ class BlockStore:
 
     def refuse(self, block_id: BlockId, reason: str) -> None:
         """Delete a value that must not be served, and report it."""
-        self.delete([block_id])
+        with contextlib.suppress(BlockStoreError):  # where it can't be deleted, it is refused again the next time
+            self.delete([block_id])
         self._on_damage(BlockDamage(block_id, reason))
 
     def delete(self, block_ids: Iterable[BlockId]) -> None:
         """Delete these blocks; those that are not here are passed over."""
-        with self._env.begin(write=True) as transaction:
-            for block_id in block_ids:
-                transaction.delete(block_id, db=self._values)
-                transaction.delete(block_id, db=self._index)
+        try:
+            with self._env.begin(write=True) as transaction:
+                for block_id in block_ids:
+                    transaction.delete(block_id, db=self._values)
+                    transaction.delete(block_id, db=self._index)
+        except lmdb.Error as error:
+            raise self._unusable(error) from error
 
     def prune(self, max_bytes: int, keep: Container[BlockId] = ()) -> int:
         """Delete the oldest blocks, those of `keep` excepted, until the values take at most `max_bytes`.
@@ -167,12 +186,29 @@ class BlockStore:
         sizes = [size for _, _, size in self._entries()]
         return StoreStats(len(sizes), sum(sizes), self._max_bytes)
 
+    def _make_room(self, num_bytes: int) -> None:
+        if self._puts_until_count == 0 or self._num_bytes + num_bytes > self._max_bytes:
+            self._num_bytes = self.stats().num_bytes  # other processes write, too
+            self._puts_until_count = _PUTS_BETWEEN_COUNTS
+        self._puts_until_count -= 1
+        if self._num_bytes + num_bytes > self._max_bytes:
+            self.prune(max_bytes=min(self._max_bytes * 3 // 4, self._max_bytes - num_bytes))
+            self._num_bytes = self.stats().num_bytes
+
     def _entries(self) -> Iterator[tuple[BlockId, float, int]]:
         """Id, time of writing and size of every block, from the index alone."""
-        with self._env.begin(self._index) as transaction:
-            for key, value in transaction.cursor():
-                written_s, size = _INDEX.unpack(value)
-                yield BlockId(key), written_s, size
+        try:
+            with self._env.begin(self._index) as transaction:
+                entries = [(BlockId(key), *_INDEX.unpack(value)) for key, value in transaction.cursor()]
+        except lmdb.Error as error:
+            raise self._unusable(error) from error
+        return iter(entries)
+
+    def _unusable(self, error: Exception) -> BlockStoreError:
+        return BlockStoreError(
+            f"{self.folder}: the block store can't be used ({error}); check the disk, or delete the folder: it holds "
+            "nothing that can't be computed again"
+        )
 
     def _write(self, values: list[tuple[BlockId, bytes]]) -> None:
         now_s = time.time()

@@ -10,7 +10,7 @@ from npc_engine.blocks.kv import BlockKV
 from npc_engine.blocks.store import BlockStore
 from npc_engine.errors import BlockStoreError
 
-_MAX_QUEUED = 256  # blocks; their tensors stay in memory until they are written
+_MAX_QUEUED_BYTES = 256 << 20  # tensors that stay in memory until they are written
 _MAX_BATCH = 32  # blocks in one transaction
 
 
@@ -23,7 +23,9 @@ class StoreWriter:
 
     def __init__(self, store: BlockStore) -> None:
         self._store = store
-        self._queue: queue.Queue[tuple[BlockId, BlockKV] | None] = queue.Queue(_MAX_QUEUED)
+        self._queue: queue.Queue[tuple[BlockId, BlockKV] | None] = queue.Queue()
+        self._room = threading.Condition()
+        self._num_bytes = 0
         self._pending: dict[BlockId, BlockKV] = {}
         self._error: BlockStoreError | None = None
         self._thread = threading.Thread(target=self._run, name="npc-engine-store", daemon=True)
@@ -40,6 +42,9 @@ class StoreWriter:
 
     def put(self, block_id: BlockId, kv: BlockKV) -> None:
         """Have a block written soon. Waits when the disk falls far behind. `kv` must not change any more."""
+        with self._room:
+            self._room.wait_for(lambda: self._num_bytes < _MAX_QUEUED_BYTES)
+            self._num_bytes += kv.num_bytes
         self._pending[block_id] = kv
         self._queue.put((block_id, kv))
 
@@ -73,6 +78,9 @@ class StoreWriter:
             except Exception as error:  # whatever it is, the model must not wait for this thread for ever
                 self._error = BlockStoreError(f"{self._store.folder}: the block store can't be written ({error!r})")
             finally:
+                with self._room:
+                    self._num_bytes -= sum(kv.num_bytes for _, kv in batch)
+                    self._room.notify()
                 for block_id, _ in batch:
                     self._pending.pop(block_id, None)
                     self._queue.task_done()

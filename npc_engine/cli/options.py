@@ -117,7 +117,13 @@ class EngineOptions:
     ] = _DEFAULTS.max_utterance_tokens
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", min=1, help="Tokens of a reply.", show_default="96", rich_help_panel="Sampling"),
+        typer.Option(
+            "--max-tokens",
+            min=1,
+            help="Tokens of a reply.",
+            show_default=str(_DEFAULTS.sampling.max_tokens),
+            rich_help_panel="Sampling",
+        ),
     ] = None
     temperature: Annotated[
         float | None,
@@ -157,7 +163,7 @@ class EngineOptions:
             "--repetition-penalty",
             min=0.1,
             help="Divides the logits of tokens that a reply already used.",
-            show_default="1",
+            show_default=str(_DEFAULTS.sampling.repetition_penalty),
             rich_help_panel="Sampling",
         ),
     ] = None

@@ -9,7 +9,7 @@ from npc_engine.dialogue.render import BlockText
 from npc_engine.errors import ContextOverflowError
 
 
-class Layout(NamedTuple):
+class FittedLayout(NamedTuple):
     """`blocks` in their order, `num_tokens` together; `left_out` in the order in which they were dropped."""
 
     blocks: tuple[BlockText, ...]
@@ -17,7 +17,7 @@ class Layout(NamedTuple):
     left_out: tuple[BlockText, ...]
 
 
-def fit(blocks: Sequence[BlockText], num_tokens: Sequence[int], budget: int) -> Layout:
+def fit(blocks: Sequence[BlockText], num_tokens: Sequence[int], budget: int) -> FittedLayout:
     """Drop blocks, the least important first, until the rest has at most `budget` tokens.
 
     Chosen by meaning, not by age: `importance` decides, and of equals the one that stands first goes first (the
@@ -40,7 +40,7 @@ def fit(blocks: Sequence[BlockText], num_tokens: Sequence[int], budget: int) -> 
     if total > budget:
         raise ContextOverflowError(f"the blocks that are never left out have {total} tokens, the budget is {budget}")
     kept = tuple(block for i, block in enumerate(blocks) if i not in set(dropped))
-    return Layout(kept, total, tuple(blocks[i] for i in dropped))
+    return FittedLayout(kept, total, tuple(blocks[i] for i in dropped))
 
 
 def changed(old: Sequence[BlockText], new: Sequence[BlockText]) -> tuple[BlockText, ...]:

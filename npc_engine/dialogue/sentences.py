@@ -7,7 +7,7 @@ from typing import Final
 
 # What ends a sentence: a run of stops with closing quotes and brackets, once white space or another sentence follows.
 # "..." may go on, and so may an abbreviation; a subtitle that changes a word early does no harm.
-_END: Final = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*(?=\s)|[。！？]+[”’」』]*(?![.!?…。！？”’」』])|\n+")
+_END: Final = re.compile(r"[.!?…]+[\"'”’»)\]」』]*(?=\s)|[。！？]+[\"'”’»)\]」』]*(?![.!?…。！？\"'”’»)\]」』])|\n+")
 _ABBREVIATION: Final = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Sgt|Capt|vs|etc|No|Jr|Sr|e\.g|i\.e|[A-Z])\.$")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,9 +43,11 @@ class WarmUp(NamedTuple):
     is_awaited: bool = False
 
 
-class _Warming(NamedTuple):
+@dataclass(slots=True)
+class _Warming:
     warm_up: WarmUp
     holding: Holding
+    missing: tuple[Block, ...] | None = None  # None: to be looked up
 
 
 class InferenceEngine:
@@ -103,8 +106,12 @@ class InferenceEngine:
         with torch.inference_mode():
             return int(self._forward([self._new_context()], [token_ids])[-1].argmax())
 
+    def pin(self, block: Block) -> None:
+        """Keep a block in memory from the time it is there."""
+        self._cache.pin(block)
+
     def flush(self) -> None:
-        """Wait until every block is on disk."""
+        """Wait until every block is on disk; may be called from another thread."""
         self._cache.flush()
 
     def cache_stats(self) -> CacheStats:
@@ -256,25 +263,29 @@ class InferenceEngine:
         return outputs
 
     def _warm(self, warmings: Mapping[Hashable, _Warming]) -> list[Output]:
-        """Place what is complete, and ask for one batch over everything that is missing."""
-        outputs: list[Output] = []
+        """Look up one warm-up, and place it if it is complete; after the last, ask for one batch of all they miss."""
+        for key, warming in warmings.items():
+            if warming.missing is None:
+                return self._look_up(key, warming)
         missing: dict[BlockId, Block] = {}
         known: dict[BlockId, Block] = {}
-        for key, (warm_up, holding) in list(warmings.items()):
-            try:
-                absent = holding.hold(warm_up.blocks)
-                if not absent:
-                    self._place(warm_up, holding)
-            except BlockMemoryError:
-                absent = ()  # warming is a courtesy: what does not fit waits until an utterance needs it
-            if absent:
-                missing |= {block.id: block for block in absent}
-                known |= {block.id: block for block in warm_up.blocks}
-            else:
-                outputs.append(self._end_warming(key))
+        for warming in warmings.values():
+            missing |= {block.id: block for block in warming.missing or ()}
+            known |= {block.id: block for block in warming.warm_up.blocks}
+            warming.missing = None
         if missing:
             self._encoding.ask_for(list(missing.values()), known.values())
-        return outputs
+        return []
+
+    def _look_up(self, key: Hashable, warming: _Warming) -> list[Output]:
+        try:
+            warming.missing = warming.holding.hold(warming.warm_up.blocks)
+            if warming.missing:
+                return []
+            self._place(warming.warm_up, warming.holding)
+        except BlockMemoryError:
+            pass  # warming is a courtesy: what does not fit waits until an utterance needs it
+        return [self._end_warming(key)]
 
     def _place(self, warm_up: WarmUp, holding: Holding) -> None:
         """Bring the conversation's context up to date, if it is idle and nothing it needs was lost."""

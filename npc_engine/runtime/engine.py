@@ -39,7 +39,7 @@ from npc_engine.runtime.tick_loop import TickLoop
 from npc_engine.runtime.views import BlockView, ModelInfo, NpcInfo, Preparation
 from npc_engine.runtime.warming import Warmer, WarmUpDue
 from npc_engine.runtime.worker import ModelWorker
-from npc_engine.world import Kind, World, WorldState, entity_id, load_world, split
+from npc_engine.world import Kind, World, WorldInfo, WorldState, entity_id, load_world, split
 
 _log = logging.getLogger("npc_engine")
 
@@ -122,6 +122,8 @@ class NpcEngine:
         if self._observer is not None:
             self._observer.on_start(self._session, self._model, self.config)
         await self._worker.start()
+        header = self._session.prompter.header
+        self._worker.post(lambda engine: engine.pin(header))
         self._loop_task = asyncio.create_task(self._ticks.run(), name="npc-engine-ticks")
         self._loop_task.add_done_callback(self._on_loop_done)
 
@@ -157,8 +159,7 @@ class NpcEngine:
         return self._session.state
 
     @property
-    def world_info(self) -> Any:
-        """`id`, `title` and `setting` of the world."""
+    def world_info(self) -> WorldInfo:
         return self._session.state.info
 
     @property
@@ -278,10 +279,13 @@ class NpcEngine:
     async def save(self, name: str) -> SaveInfo:
         """Write a save. When this returns, it survives a crash; its blocks are on disk, too, if the disk takes them."""
         self._check_open()
+        if self._inbox:
+            self._tick()  # a reply that has just ended is part of the save
         snapshot = self._session.snapshot(self._next_request_id)
         info = await asyncio.to_thread(self._saves.write, name, snapshot)
         try:
-            await self._worker.call(lambda engine: engine.flush())
+            flush = await self._worker.call(lambda engine: engine.flush)
+            await asyncio.to_thread(flush)  # not on the model's thread: it may be speaking
         except BlockStoreError as error:  # the save is whole: what is not on disk is encoded again after a restart
             _log.warning("%s", error)
         return info
@@ -305,6 +309,7 @@ class NpcEngine:
         self._session = session
         self._next_request_id = max(self._next_request_id, snapshot.next_request_id)
         self._warmer.forget()
+        self._warm_near_players()
         saves = await asyncio.to_thread(self._saves.list)
         return next(info for info in saves if info.name == name)
 
@@ -328,9 +333,7 @@ class NpcEngine:
             self._end(failed.request_id, speaking.nothing_said(), failed.error)
         num_changed_blocks = 0
         if outputs.world.changed or self.tick == 1:
-            due, num_changed_blocks = self._warmer.near_players(self._session)
-            for each in due:
-                self._post_warm_up(each)
+            num_changed_blocks = self._warm_near_players()
         self._resolve_changes(outputs, num_changed_blocks)
 
     def _request(self, each: DuePrompt) -> GenerationRequest:
@@ -357,6 +360,12 @@ class NpcEngine:
             self._end(request.request_id, ended, reply)
         else:
             self._worker.post(lambda engine: engine.submit(request))
+
+    def _warm_near_players(self) -> int:
+        due, num_new_blocks = self._warmer.near_players(self._session)
+        for each in due:
+            self._post_warm_up(each)
+        return num_new_blocks
 
     def _post_warm_up(self, due: WarmUpDue) -> None:
         self._worker.post(lambda engine: engine.warm(due.key, due.warm_up))

@@ -6,8 +6,9 @@ inputs of a tick in, outputs out. No input or output, no clock, no randomness bu
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from npc_engine.dialogue.conversation import Conversation, ConversationId
@@ -137,7 +138,7 @@ class Simulation:
         """SHA-256 in hex of world and conversations, for comparing a replay with its recording."""
         digest = hashlib.sha256(self.state.digest().encode())
         for conversation_id, conversation in sorted(self._conversations.items()):
-            digest.update(repr((tuple(conversation_id), conversation)).encode())
+            digest.update(json.dumps([conversation_id, asdict(conversation)]).encode())
         return digest.hexdigest()
 
     def _patch(self, patch: PatchWorld, outputs: Outputs) -> None:

@@ -55,7 +55,8 @@ class Warmer:
 
     def done(self, key: Hashable) -> None:
         """A warm-up is done, or was given up."""
-        if (waiting := self._waiting.pop(key, None)) is not None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None and not waiting.done():  # whoever waited may have been cancelled
             waiting.set_result(None)
 
     def forget(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from npc_engine.blocks import Block, Layout, ModelIdentity
 from tests.blocks.kv_builders import IDENTITY
 
-GOLDEN_ID = "8081af87a00602207aa4ed246d2b5052538c9868a64036bbd584855013e14785"
+GOLDEN_ID = "0eb8657cc1519dc6ea09915ff21054abad76b013871c0b9073b7b70473c1c36e"
 
 
 def sample(identity: ModelIdentity = IDENTITY) -> Block:

@@ -361,12 +361,6 @@ class CorruptedEnvironment:
     def close(self) -> None: ...
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=lmdb.Error,
-    reason="store.py get()/__contains__(): an lmdb.Error while reading reaches InferenceEngine.step() raw and ends the "
-    "model's thread; a tree that can't be read holds nothing that can't be computed again",
-)
 @pytest.mark.parametrize("call", ["get", "contains"])
 def test_a_damaged_tree_is_like_a_missing_block(opened: Opened, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Not served, reported, and the talk goes on."""

@@ -58,11 +58,6 @@ def test_the_pieces_are_the_text_however_it_is_cut(text: str, cuts: list[int]) -
     assert "".join(sentences([text[a:b] for a, b in pairwise(edges)])) == text
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="sentences.py _END: a closing ) or ] counts in the first alternative alone, so '。) ' ends behind the "
-    "bracket when it comes whole, and in front of it otherwise",
-)
 @given(text=speech, cuts=st.lists(st.integers(0, 40), max_size=8))
 @example(text="a。? ", cuts=[3])
 @example(text="a。) ", cuts=[3])

@@ -322,6 +322,7 @@ def test_an_utterance_takes_over_a_half_done_background_job(driver: Driver) -> N
     driver.engine.warm("w", WarmUp(blocks[:1]))
     driver.run()
     driver.engine.warm("w", WarmUp(blocks))
+    driver.step()  # looks up what is missing
     for _ in range(NUM_LAYERS - 1):
         driver.step()
     driver.submit(blocks, [1, 2, 3])
@@ -350,7 +351,8 @@ def test_warm_ups_share_one_batch(driver: Driver) -> None:
     while len(driver.outputs) < 2:
         driver.step()
         num_steps += 1
-    assert num_steps == NUM_LAYERS + NUM_LAYERS + 1
+    # Both are looked up one after the other, before each batch and after the last one.
+    assert num_steps == 2 + NUM_LAYERS + 2 + NUM_LAYERS + 2
     assert driver.outputs == [WarmedOutput("a"), WarmedOutput("b")]
 
 

@@ -654,12 +654,6 @@ async def test_prepare_twice_at_once(opened: Starter) -> None:
         await soon(asyncio.gather(engine.prepare("ben"), engine.prepare("ben"), engine.prepare("anna")))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=asyncio.InvalidStateError,
-    reason="warming.py done(): set_result on the future of a prepare() that was cancelled raises inside "
-    "_on_outputs, and every other output of that step is lost: a reply may never end",
-)
 async def test_a_prepare_that_was_given_up_harms_nobody(opened: Starter) -> None:
     """Its caller is gone when the blocks are there; what the model says in the same step is still heard."""
     async with opened() as engine:

