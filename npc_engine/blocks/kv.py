@@ -46,11 +46,6 @@ class KVShape(NamedTuple):
             torch.empty(shape, dtype=self.dtype, device=device), torch.empty(shape, dtype=self.dtype, device=device)
         )
 
-    def zeros(self, num_tokens: int, device: torch.device | str) -> BlockKV:
-        """Keys and values that are all zero."""
-        kv = self.empty(num_tokens, device)
-        return BlockKV(kv.k.zero_(), kv.v.zero_())
-
     def matches(self, kv: BlockKV, num_tokens: int) -> bool:
         """True if `kv` holds `num_tokens` tokens of this shape and dtype."""
         shape = (self.num_layers, self.num_kv_heads, num_tokens, self.head_dim)

@@ -14,21 +14,24 @@ import torch
 from torch import Tensor
 
 
+def tables(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin as :func:`rotate` takes them. angles: [..., head_dim / 2] → each [..., head_dim], float32."""
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of the last dimension. x: [..., head_dim]; cos, sin: broadcastable to [..., head_dim / 2], float32.
+    """Rotate pairs of the last dimension. x: [..., head_dim]; cos, sin: from :func:`tables`, broadcastable to `x`.
 
     Computed in float32, returned in the dtype of `x`.
     """
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    partners = x.roll(x.shape[-1] // 2, dims=-1).float()
+    return torch.addcmul(x * cos, partners, sin).to(x.dtype)
 
 
 def shift(x: Tensor, delta: int, inv_freq: Tensor) -> Tensor:
-    """Move keys or queries by `delta` positions.
-
-    x: [..., head_dim]; inv_freq: [head_dim / 2]. Returns `x` for delta 0.
-    """
+    """Move keys or queries by `delta` positions. x: [..., head_dim]; inv_freq: [head_dim / 2]. Returns `x` for 0."""
     if delta == 0:
         return x
-    angles = inv_freq.double() * delta  # float32 loses the angle of far moves at high frequencies
-    return rotate(x, angles.cos().float(), angles.sin().float())
+    # In float64: float32 loses the angle of far moves at high frequencies.
+    return rotate(x, *tables(inv_freq.double() * delta))

@@ -13,10 +13,6 @@ from torch import Tensor
 from npc_engine.blocks.positions import rotate
 from npc_engine.inference.rope import RotaryTable
 
-# From this many tokens on, a prompt without context goes through torch's fused kernel: the score matrix would not fit
-# in the cache. Below, plain matrix products are faster on a CPU (0.96 against 1.9 ms a layer for 50 tokens over 2,000).
-_MIN_TOKENS_FUSED = 64
-
 
 class Attention(Protocol):
     """What the decoder calls in every layer."""
@@ -79,46 +75,70 @@ class BatchAttention:
             context.advance(num_tokens)
 
 
-def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor], num_unused: int = 0) -> Tensor:
+def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     """Softmax attention over segments, normalized over all of them together.
 
     queries[i]: [tokens, heads, head_dim], the same queries as segment *i* has to see them (rotated by its delta);
-    keys[i], values[i]: [kv_heads, n_i, head_dim]. In the last segment, the last `num_unused` columns are room that
-    holds finite numbers and nothing else, and the `tokens` columns before them are the new tokens themselves, masked
-    causally. Returns [tokens, heads, head_dim].
+    keys[i], values[i]: [kv_heads, n_i, head_dim]. The last `tokens` columns of the last segment are the new tokens
+    themselves and are masked causally. Returns [tokens, heads, head_dim].
     """
-    num_tokens, num_heads, head_dim = queries[0].shape
-    num_kv_heads, num_last = keys[-1].shape[:2]
-    end = num_last - num_unused
-    if len(keys) == 1 and end == num_tokens >= _MIN_TOKENS_FUSED:
-        k, v = keys[0][None, :, :end], values[0][None, :, :end]
-        out: Tensor = F.scaled_dot_product_attention(
-            queries[0].transpose(0, 1)[None], k, v, is_causal=True, enable_gqa=True
+    q = queries[0]
+    if all(each is q for each in queries):  # nothing has moved: one segment
+        k, v = (
+            (keys[0], values[0]) if len(keys) == 1 else (torch.cat(list(keys), dim=1), torch.cat(list(values), dim=1))
         )
-        return out[0].transpose(0, 1)
-    # Heads that share keys are stacked into the rows of one product: [kv_heads, group * tokens, n].
-    group = num_heads // num_kv_heads
-    stacked = [_stack(q, num_kv_heads, group) * head_dim**-0.5 for q in queries]
-    scores = [q @ k.transpose(1, 2) for q, k in zip(stacked, keys, strict=True)]
-    own = scores[-1].view(num_kv_heads, group, num_tokens, num_last)
-    own[..., end:] = float("-inf")
+        return _attend_to_one(q, k, v)
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = keys[0].shape[0]
+    scores = torch.cat(
+        [_stack(each, num_kv_heads) @ k.transpose(1, 2) for each, k in zip(queries, keys, strict=True)], dim=-1
+    )
+    scores *= head_dim**-0.5
     if num_tokens > 1:
-        own[..., end - num_tokens : end].masked_fill_(_above_diagonal(num_tokens, own.device), float("-inf"))
-    probabilities = torch.cat(scores, dim=-1).softmax(dim=-1) if len(scores) > 1 else scores[0].softmax(dim=-1)
-    parts = probabilities.split([k.shape[1] for k in keys], dim=-1)
+        scores[..., -num_tokens:] += _causal_mask(num_tokens, num_tokens, num_heads // num_kv_heads, q.dtype, q.device)
+    parts = scores.softmax(dim=-1).split([k.shape[1] for k in keys], dim=-1)
     out = parts[0] @ values[0]
     for part, v in zip(parts[1:], values[1:], strict=True):
         out += part @ v
-    out = out.view(num_kv_heads, group, num_tokens, head_dim).permute(2, 0, 1, 3)
-    return out.reshape(num_tokens, num_heads, head_dim)
+    return _unstack(out, num_tokens)
 
 
-def _stack(q: Tensor, num_kv_heads: int, group: int) -> Tensor:
-    num_tokens, _, head_dim = q.shape
-    rows = q.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    return rows.reshape(num_kv_heads, group * num_tokens, head_dim)
+def _attend_to_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # torch's fused kernel: a score matrix of its own would be written to memory, page faults included (docs/log.md).
+    num_tokens, num_heads, _ = q.shape
+    num_kv_heads, num_keys, _ = k.shape
+    if num_tokens == num_keys and num_tokens > 1:
+        out: Tensor = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], k[None], v[None], is_causal=True, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+    mask = None
+    if num_tokens > 1:
+        mask = _causal_mask(num_tokens, num_keys, num_heads // num_kv_heads, q.dtype, q.device)
+    out = F.scaled_dot_product_attention(_stack(q, num_kv_heads)[None], k[None], v[None], attn_mask=mask)
+    return _unstack(out[0], num_tokens)
+
+
+def _stack(q: Tensor, num_kv_heads: int) -> Tensor:
+    """Heads that share keys become rows of one product:
+
+    [tokens, heads, head_dim] → [kv_heads, group * tokens, head_dim].
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    rows = q.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim).permute(1, 2, 0, 3)
+    return rows.reshape(num_kv_heads, -1, head_dim)
+
+
+def _unstack(out: Tensor, num_tokens: int) -> Tensor:
+    """[kv_heads, group * tokens, head_dim] → [tokens, heads, head_dim]."""
+    num_kv_heads, _, head_dim = out.shape
+    return out.view(num_kv_heads, -1, num_tokens, head_dim).permute(2, 0, 1, 3).reshape(num_tokens, -1, head_dim)
 
 
 @lru_cache(maxsize=16)  # one mask serves every layer of a pass
-def _above_diagonal(num_tokens: int, device: torch.device) -> Tensor:
-    return torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).triu(1)
+def _causal_mask(num_tokens: int, num_keys: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What to add to stacked scores so that the last `num_tokens` keys are causal: [group * num_tokens, num_keys]."""
+    mask = torch.zeros(num_tokens, num_keys, dtype=dtype, device=device)
+    future = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).triu(1)
+    mask[:, num_keys - num_tokens :].masked_fill_(future, float("-inf"))
+    return mask.repeat(group, 1)

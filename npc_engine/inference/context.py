@@ -16,10 +16,10 @@ from torch import Tensor
 
 from npc_engine.blocks import Block, BlockId, BlockKV, KVShape, Layout, Placement
 from npc_engine.blocks.positions import shift
+from npc_engine.inference import huge_pages
 from npc_engine.inference.attention import attend
 
-# Tokens by which a buffer grows: room for a few exchanges, and little to be attended to in vain.
-_CAPACITY_STEP = 256
+_CAPACITY_STEP = 512  # tokens by which a buffer grows, so that a conversation rarely moves
 
 
 class AssembledContext:
@@ -37,7 +37,7 @@ class AssembledContext:
         self._shape = shape
         self._inv_freq = inv_freq
         self._device = device
-        self._kv = shape.zeros(_CAPACITY_STEP, device)
+        self._kv = shape.empty(_CAPACITY_STEP, device)
         self._placed: list[Placement] = []
         self._num_tokens = 0
 
@@ -91,8 +91,7 @@ class AssembledContext:
         keys, values = self._kv.k[layer], self._kv.v[layer]
         keys[:, self._num_tokens : end] = k.transpose(0, 1)
         values[:, self._num_tokens : end] = v.transpose(0, 1)
-        # The whole buffer, unused room included: a slice of it would be copied by every product.
-        return attend([q], [keys], [values], num_unused=self._kv.num_tokens - end)
+        return attend([q], [keys[:, :end]], [values[:, :end]])
 
     def advance(self, num_tokens: int) -> None:
         self._num_tokens += num_tokens
@@ -102,11 +101,10 @@ class AssembledContext:
         if num_tokens <= capacity:
             return
         grown = self._shape.empty(-(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP, self._device)
+        huge_pages.use_for(grown.k)
+        huge_pages.use_for(grown.v)
         grown.k[:, :, :capacity] = self._kv.k
         grown.v[:, :, :capacity] = self._kv.v
-        # Whoever reserves room writes it before it is read; what lies behind is read masked, and has to be finite.
-        grown.k[:, :, num_tokens:] = 0
-        grown.v[:, :, num_tokens:] = 0
         self._kv = grown
 
 

@@ -11,6 +11,7 @@ import torch
 
 from npc_engine.blocks import KVShape, ModelIdentity
 from npc_engine.errors import ModelError
+from npc_engine.inference import huge_pages
 from npc_engine.inference.chat_template import ChatTemplate
 from npc_engine.inference.checkpoint import Checkpoint
 from npc_engine.inference.decoder import Decoder
@@ -66,6 +67,8 @@ def load_model(
     weights = load_weights(
         checkpoint.weight_files, config, device=torch_device, dtype=torch_dtype, on_progress=on_progress
     )
+    if torch_device.type == "cpu":
+        huge_pages.use_for_everything()
     threads = num_threads or available_processors()
     identity = ModelIdentity(
         fingerprint=checkpoint.fingerprint,

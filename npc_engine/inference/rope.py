@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from npc_engine.blocks.positions import tables
 from npc_engine.inference.rope_config import RopeConfig
 
 _TABLE_STEP = 1024  # positions by which the table grows
@@ -23,12 +24,12 @@ class RotaryTable:
     def __init__(self, config: RopeConfig, head_dim: int, device: torch.device) -> None:
         self.inv_freq = inverse_frequencies(config, head_dim).to(device)
         self._scale = config.attention_factor
-        self._cos = self._sin = torch.empty(0, head_dim // 2, device=device)
+        self._cos = self._sin = torch.empty(0, head_dim, device=device)
 
     def at(self, spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [tokens, 1, head_dim / 2], of the positions ``start ..
+        """Tables of the positions from `start` up to `end` of each span, one span after the other.
 
-        end - 1`` of each span, one after the other.
+        Each is [tokens, 1, head_dim], in the form that :func:`~npc_engine.blocks.positions.rotate` takes.
         """
         self._reserve(max(end for _, end in spans))
         cos = torch.cat([self._cos[start:end] for start, end in spans])
@@ -40,9 +41,8 @@ class RotaryTable:
             return
         num_positions = -(-num_positions // _TABLE_STEP) * _TABLE_STEP
         positions = torch.arange(num_positions, dtype=torch.float32, device=self.inv_freq.device)
-        angles = positions[:, None] * self.inv_freq
-        self._cos = angles.cos() * self._scale
-        self._sin = angles.sin() * self._scale
+        cos, sin = tables(positions[:, None] * self.inv_freq)
+        self._cos, self._sin = cos * self._scale, sin * self._scale
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-_BEAT_S = 0.002
+_BEAT_S = 0.005
 
 
 class LoopMonitor:
