@@ -14,6 +14,7 @@
     │   │   └── UnsupportedModelError   an architecture or option that was not verified
     │   ├── BlockMemoryError      the blocks in use don't fit in max_block_memory
     │   ├── SaveError             a save that can't be read or written
+    │   ├── SceneError            a file of scenes for tuning or evaluation
     │   ├── BridgeError           the bridge and its clients (game_bridge.errors)
     │   └── RecordingError        a recording that can't be read or does not verify
     ├── ContextOverflowError      a prompt needs more tokens than the model has positions
@@ -68,6 +69,10 @@ class BlockMemoryError(UserError):
 
 class SaveError(UserError):
     """A save that can't be read or written."""
+
+
+class SceneError(UserError):
+    """A file of scenes that can't be read."""
 
 
 class RecordingError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from npc_engine.runtime.loading import LoadedModel, load
 from npc_engine.world import WorldState, load_world
 from tests.inference.builders import tiny_checkpoint
 from tests.world.conftest import FILES, write_world
+
+
+def pytest_configure() -> None:
+    # A shell that starts us in the background has us ignore Ctrl-C, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
