@@ -7,8 +7,11 @@ the engine's event loop gets one of its own.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -44,14 +47,18 @@ class LoopThread:
         The first Ctrl-C calls `on_interrupt` on the loop, and the wait goes on; without it, and at the second, the
         coroutine is cancelled and KeyboardInterrupt raised.
         """
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future: concurrent.futures.Future[T] | None = None
         while True:
             try:
+                if future is None:
+                    with _deferred_interrupt():  # or a Ctrl-C could fall between the start and the wait
+                        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
                 return future.result(timeout=_POLL_S)
             except TimeoutError:
-                if future.done():  # the coroutine's own
+                if future is not None and future.done():  # the coroutine's own
                     raise
             except KeyboardInterrupt:
+                assert future is not None
                 if on_interrupt is None:
                     future.cancel()
                     raise
@@ -70,3 +77,21 @@ class LoopThread:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Let a Ctrl-C that comes inside be raised at the end. On the main thread."""
+    came = False
+
+    def remember(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if came:
+        raise KeyboardInterrupt
