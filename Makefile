@@ -3,7 +3,8 @@
 # make check   ruff, mypy --strict, import-linter
 # make bench   the benchmarks that README quotes
 PYTHON ?= python3
-# Installed first and pinned: a newer torch would pull several GB of CUDA packages on Linux.
+# Installed first, so that a CPU build which pip can find (a local wheel, a configured index) is not replaced by a newer release
+# with CUDA libraries.
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -26,6 +26,19 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
 
 
+def check_address(host: str, port: int, token: str | None) -> None:
+    """Raise :class:`ListenError` for an address that must not be listened on, or an empty token."""
+    if token is not None and not token.strip():
+        raise ListenError("the token is empty: put a secret into the file that --token-file names")
+    if token is None and not _is_loopback(host):
+        raise ListenError(
+            f"{host or 'every address'} can be reached from other machines: give a token with --token-file, "
+            f"or listen on {DEFAULT_HOST}"
+        )
+    if not 0 <= port <= 65535:
+        raise ListenError(f"--port {port} is not between 0 and 65535")
+
+
 class BridgeServer:
     """Serves an engine over WebSockets::
 
@@ -50,15 +63,7 @@ class BridgeServer:
         sampling: SamplingParams | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        if token is not None and not token.strip():
-            raise ListenError("the token is empty: put a secret into the file that --token-file names")
-        if token is None and not _is_loopback(host):
-            raise ListenError(
-                f"{host or 'every address'} can be reached from other machines: give a token with --token-file, "
-                f"or listen on {DEFAULT_HOST}"
-            )
-        if not 0 <= port <= 65535:
-            raise ListenError(f"--port {port} is not between 0 and 65535")
+        check_address(host, port, token)
         self._engine = engine
         self._host = host
         self._port = port

@@ -14,10 +14,10 @@
     │   │   └── UnsupportedModelError   an architecture or option that was not verified
     │   ├── BlockMemoryError      the blocks in use don't fit in max_block_memory
     │   ├── SaveError             a save that can't be read or written
+    │   ├── ContextOverflowError  a prompt that does not fit in max_context_tokens, or in the model
     │   ├── SceneError            a file of scenes for tuning or evaluation
     │   ├── BridgeError           the bridge and its clients (game_bridge.errors)
     │   └── RecordingError        a recording that can't be read or does not verify
-    ├── ContextOverflowError      a prompt needs more tokens than the model has positions
     ├── BlockStoreError           the store on disk can't be opened or written
     └── EngineClosedError         the engine was closed while something waited for it
 
@@ -79,8 +79,8 @@ class RecordingError(UserError):
     """A recording that can't be read, or whose replay differs."""
 
 
-class ContextOverflowError(NpcEngineError):
-    """A prompt and its reply need more tokens than the model has positions."""
+class ContextOverflowError(UserError):
+    """A prompt and its reply that fit neither in ``max_context_tokens`` nor, maybe, in the model."""
 
 
 class BlockStoreError(NpcEngineError):

@@ -110,7 +110,13 @@ class EngineOptions:
     )
     max_store_size: Annotated[int, _size("--max-store-size", "Blocks on disk.", "16G")] = _DEFAULTS.max_store_size
     max_context_tokens: Annotated[
-        int, typer.Option("--max-context-tokens", min=64, help="Tokens of a prompt.", rich_help_panel="Limits")
+        int,
+        typer.Option(
+            "--max-context-tokens",
+            min=512,
+            help="Tokens of prompt and reply, room kept for the longest utterance.",
+            rich_help_panel="Limits",
+        ),
     ] = _DEFAULTS.max_context_tokens
     max_utterance_tokens: Annotated[
         int, typer.Option("--max-utterance-tokens", min=1, help="Tokens of an utterance.", rich_help_panel="Limits")

@@ -59,7 +59,9 @@ def play(
             show_default="don't",
         ),
     ] = None,
-    player: Annotated[str, typer.Option("--player", metavar="ID", help="Who speaks.")] = "player",
+    player: Annotated[
+        str, typer.Option("--player", metavar="ID", help="Who speaks; a new id joins the world.")
+    ] = "player",
     as_json: JsonOption = False,
     options: EngineOptions,
 ) -> None:
@@ -80,6 +82,8 @@ def play(
     else:
         config = options.config()
         _check_npc(npc, state, may_ask=not say and sys.stdin.isatty())
+        if any(not text.strip() for text in say or ()):
+            raise UserError("--say: the utterance is empty; say something")
         if say:
             summary = _play_lines(opening, config, str(npc), [well_formed(text) for text in say])
         else:

@@ -60,8 +60,11 @@ def serve(
 
     With --json a line tells url and port as soon as clients can connect, and another one ends the output.
     """
+    from game_bridge.server import check_address
+
     config = options.config()
     token = _read_token(token_file)
+    check_address(host, port, token)  # before the model is loaded
     asyncio.run(_serve(world, config, host, port, token, load, autosave, autosave_s, as_json))
 
 

@@ -70,6 +70,10 @@ class Talk:
     async def prepare(self, npc: str, *, always: bool = True) -> None:
         """Have an NPC's blocks in memory; unless `always`, say so only if something had to be encoded."""
         done = await self.engine.prepare(npc, player=self._player)
+        if done.num_left_out:
+            self._console.print(
+                Text(f"{done.num_left_out} blocks left out: no room within --max-context-tokens", style="yellow")
+            )
         if always or done.num_encoded_tokens:
             self._console.print(
                 Text(

@@ -48,7 +48,9 @@ def show(
     world: WorldArgument,
     npc: Annotated[
         str | None,
-        typer.Option("--npc", metavar="NAME", help="Show what this NPC's prompt holds.", show_default="all NPCs"),
+        typer.Option(
+            "--npc", metavar="NAME", help="Show what this NPC's prompt holds.", show_default="an overview of the world"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -38,7 +38,10 @@ def fit(blocks: Sequence[BlockText], num_tokens: Sequence[int], budget: int) -> 
         dropped.append(i)
         total -= num_tokens[i]
     if total > budget:
-        raise ContextOverflowError(f"the blocks that are never left out have {total} tokens, the budget is {budget}")
+        raise ContextOverflowError(
+            f"max_context_tokens: the blocks that are never left out need {total} tokens, "
+            f"and {max(budget, 0)} are free; raise it, or shorten the sheet"
+        )
     kept = tuple(block for i, block in enumerate(blocks) if i not in set(dropped))
     return FittedLayout(kept, total, tuple(blocks[i] for i in dropped))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,8 @@ from npc_engine.runtime.tick_loop import TickLoop
 from npc_engine.runtime.views import BlockView, ModelInfo, NpcInfo, Preparation
 from npc_engine.runtime.warming import Warmer, WarmUpDue
 from npc_engine.runtime.worker import ModelWorker
-from npc_engine.world import Kind, World, WorldInfo, WorldState, entity_id, load_world, split
+from npc_engine.world import EntityId, Kind, World, WorldInfo, WorldState, entity_id, load_world, split
+from npc_engine.world.entities import KEY_PATTERN
 
 _log = logging.getLogger("npc_engine")
 
@@ -72,6 +74,7 @@ class NpcEngine:
         self.config = config
         self._loaded = loaded
         self._model = loaded.model
+        self._world = world
         self._observer = observer
         self._session = Session(
             Simulation(WorldState.start(world), seed=config.seed),
@@ -217,11 +220,14 @@ class NpcEngine:
     ) -> ReplyStream:
         """Say something to an NPC, by id or name. The reply streams; while it lasts, the next utterance waits.
 
-        Raises :class:`UnknownNameError` or :class:`UtteranceError` at once.
+        A player whom the world does not know joins it, at the place where players start. Raises
+        :class:`UnknownNameError` or :class:`UtteranceError` at once.
         """
         self._check_open()
-        conversation_id = self._conversation_id(npc, player)
         self._session.prompter.check_utterance(text)
+        conversation_id = ConversationId(self._player_id(player), self.state.find_npc(npc))
+        if conversation_id.player not in self.state.players():
+            self._put(PatchWorld(self._new_request_id(), (self._joining(player),)))
         request_id = self._new_request_id()
         stream = ReplyStream(request_id, split(conversation_id.npc)[1], player, lambda: self._cancel(request_id))
         self._speaking[request_id] = Speaking(
@@ -246,6 +252,7 @@ class NpcEngine:
             sum(block.num_tokens for block in prompt.blocks),
             sum(block.num_tokens for block in missing),
             (time.monotonic() - started_s) * 1000,
+            prompt.num_left_out,
         )
 
     async def full_prefill_ms(self, request_id: int) -> float:
@@ -423,6 +430,15 @@ class NpcEngine:
             self._on_failure(failure)
 
     # ── odds and ends ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _player_id(self, player: str) -> EntityId:
+        if not re.fullmatch(KEY_PATTERN, player):
+            raise UnknownNameError(f"player {player!r}: an id is made of up to 64 letters, digits, '_' and '-'")
+        return entity_id(Kind.PLAYER, player)
+
+    def _joining(self, player: str) -> dict[str, Any]:
+        place = self._world.start.player.place
+        return {"op": "add", "path": f"/players/{player}", "value": {"name": player, "place": place}}
 
     def _conversation_id(self, npc: str, player: str) -> ConversationId:
         player_id = entity_id(Kind.PLAYER, player)

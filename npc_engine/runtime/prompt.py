@@ -45,6 +45,7 @@ class Prompt:
     owned: tuple[OwnedBlock, ...]
     turns: tuple[Block, ...]
     final_token_ids: tuple[int, ...] = field(default=())
+    num_left_out: int = 0  # blocks for which there was no room
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -150,7 +151,9 @@ class Prompter:
         kept = fit(texts, [each.block.num_tokens for each in owned], budget)
         kept_texts = set(map(id, kept.blocks))
         owned = [each for each in owned if id(each.text) in kept_texts]
-        return Prompt(self.header, tuple(owned), _newest(transcript.turns, budget - kept.num_tokens), final)
+        return Prompt(
+            self.header, tuple(owned), _newest(transcript.turns, budget - kept.num_tokens), final, len(kept.left_out)
+        )
 
     def turn(self, prompt: Prompt, sampled_token_ids: Sequence[int], num_folded: int) -> Block:
         """The exchange as a block: the final block and the reply, behind everything that was in front of them.

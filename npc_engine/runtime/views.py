@@ -45,9 +45,10 @@ class BlockView:
 
 
 class Preparation(NamedTuple):
-    """What it took to have an NPC's blocks in memory."""
+    """What it took to have an NPC's blocks in memory; `num_left_out` had no room within ``max_context_tokens``."""
 
     num_blocks: int
     num_tokens: int
     num_encoded_tokens: int
     elapsed_ms: float
+    num_left_out: int

@@ -18,7 +18,7 @@ from game_bridge.connection import Connection
 from game_bridge.limits import Limits
 from game_bridge.protocol import Phase
 from npc_engine.config import SamplingParams
-from npc_engine.errors import ContextOverflowError
+from npc_engine.errors import NpcEngineError
 
 HELLO = {"type": "hello", "id": 1, "version": 1, "player": "ana"}
 
@@ -146,7 +146,7 @@ async def test_a_reply_that_fails_in_the_middle_ends_with_an_error() -> None:
         push(socket, HELLO, {"type": "say", "id": 2, "npc": "tom", "text": "hi"})
         stream = await engine.started.get()
         engine.speak(stream, "Well ")
-        engine.end(stream, ContextOverflowError("4097 tokens, the model has 4096"))
+        engine.end(stream, NpcEngineError("4097 tokens, the model has 4096"))
         received = [await socket.message() for _ in range(4)]
         assert received[2] == messages.ReplyDelta(id=2, seq=0, text="Well ", ends_sentence=False)
         assert received[3] == messages.Error(id=2, code="engine_failed", message="4097 tokens, the model has 4096")

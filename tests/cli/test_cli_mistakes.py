@@ -55,7 +55,7 @@ def test_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("play", NINESTEP, "--npc", "wick", "--say", " "), "utterance: it is empty"),
+        (("play", NINESTEP, "--npc", "wick", "--say", " "), "--say: the utterance is empty"),
         ((*PLAY, "--player", "nobody"), "nobody"),
         ((*PLAY, "--load", "yesterday"), "no save 'yesterday'"),
         (("serve", NINESTEP, "--load", "yesterday"), "no save 'yesterday'"),

@@ -45,7 +45,7 @@ def test_least_important_goes_first(
 
 def test_what_must_stay_does_not_fit() -> None:
     """A prompt without its identity would be worse than none."""
-    with pytest.raises(ContextOverflowError, match="never left out have 10 tokens, the budget is 9"):
+    with pytest.raises(ContextOverflowError, match="never left out need 10 tokens, and 9 are free"):
         fit(BLOCKS, SIZES, 9)
 
 

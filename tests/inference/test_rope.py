@@ -31,13 +31,13 @@ def table_of(folder: Path) -> RotaryTable:
 
 
 def test_tables_equal_those_of_transformers(folder: Path) -> None:
-    """Every type of scaling, over 3,000 positions."""
+    """Every type of scaling, over 3,000 positions; ours hold the rotation's sign in the first half of the sines."""
     theirs = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder))
     cos, sin = theirs(torch.empty(0), torch.arange(3000)[None])
     ours = table_of(folder).at([(0, 3000)])
-    half = cos.shape[-1] // 2
-    torch.testing.assert_close(ours[0][:, 0], cos[0, :, :half], atol=2e-4, rtol=0)
-    torch.testing.assert_close(ours[1][:, 0], sin[0, :, :half], atol=2e-4, rtol=0)
+    first, second = sin[0].chunk(2, dim=-1)
+    torch.testing.assert_close(ours[0][:, 0], cos[0], atol=2e-4, rtol=0)
+    torch.testing.assert_close(ours[1][:, 0], torch.cat((-first, second), dim=-1), atol=2e-4, rtol=0)
 
 
 def test_spans_are_rows_one_behind_the_other(folder: Path) -> None:
@@ -45,7 +45,7 @@ def test_spans_are_rows_one_behind_the_other(folder: Path) -> None:
     table = table_of(folder)
     early = table.at([(5, 8)])[0].clone()
     cos, sin = table.at([(5, 8), (2000, 2002), (0, 1)])
-    assert cos.shape == sin.shape == (6, 1, table.inv_freq.numel())
+    assert cos.shape == sin.shape == (6, 1, 2 * table.inv_freq.numel())
     whole = table.at([(0, 2002)])
     rows = [5, 6, 7, 2000, 2001, 0]
     assert torch.equal(cos, whole[0][rows])

@@ -35,7 +35,7 @@ from npc_engine.inference import (
 from npc_engine.runtime import NpcEngine, Reply
 from npc_engine.runtime.loading import LoadedModel, create_engine
 from npc_engine.runtime.warming import WarmUpDue
-from npc_engine.world import load_world
+from npc_engine.world import EntityId, load_world
 
 LONG = SamplingParams(max_tokens=60)
 WHEEL = "/places/yard/conditions/wheel"
@@ -222,7 +222,6 @@ async def test_cancel_twice_and_after_the_end_is_harmless(opened: Starter) -> No
         ("nobody", "player", "Hello.", UnknownNameError),
         ("", "player", "Hello.", UnknownNameError),
         ("character/anna/x", "player", "Hello.", UnknownNameError),
-        ("anna", "stranger", "Hello.", UnknownNameError),
         ("anna", "", "Hello.", UnknownNameError),
         ("anna", "../player", "Hello.", UnknownNameError),
         ("anna", "player", "", UtteranceError),
@@ -793,3 +792,14 @@ async def test_senseless_sampling_harms_nobody_else(opened: Starter, options: di
             await ask(engine, sampling=SamplingParams(max_tokens=4, **options))
         reply = await asyncio.wait_for(engine.say("anna", "Hello?").result(), 1)
         assert reply.stats.num_reply_tokens == 6
+
+
+async def test_a_player_who_is_new_joins_the_world(opened: Starter) -> None:
+    """The first utterance brings them in, at the place where players start; an id that can't be one is refused."""
+    async with opened() as engine:
+        start = engine.state.player(EntityId("player/player")).place
+        reply = await ask(engine, player="Ana")
+        assert reply.player == "Ana"
+        assert engine.state.player(EntityId("player/Ana")).place == start
+        with pytest.raises(UnknownNameError, match="letters, digits"):
+            engine.say("anna", "Hello?", player="no such/id")
