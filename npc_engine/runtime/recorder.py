@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self
 
 from pydantic import BaseModel
 
+from npc_engine import __version__
 from npc_engine.config import EngineConfig
 from npc_engine.errors import RecordingError
 from npc_engine.inference import FinishedOutput, GenerationRequest, Model
@@ -101,7 +101,7 @@ class Recorder:
         self._write(
             lambda: Header(
                 format=FORMAT_VERSION,
-                engine=version("npc-engine"),
+                engine=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 world=RecordedWorld(name=state.info.id, digest=state.digest()),
                 model=RecordedModel(
