@@ -39,8 +39,8 @@ class BlockCache:
     """Keys and values of blocks, in memory and on disk.
 
     Reading goes memory → disk → the caller encodes. Writing is write-behind: a block is usable as soon as it is
-    :meth:`put`, and reaches the disk with :meth:`flush` (in idle time), or when it is evicted. Nothing here is truth:
-    whatever is lost is encoded again. For one thread.
+    :meth:`put`, and a thread of the writer's own brings it to disk. Nothing here is truth: whatever is lost is encoded
+    again. For one thread, :meth:`flush` aside.
     """
 
     def __init__(self, shape: KVShape, device: torch.device, *, max_bytes: int, store: BlockStore | None) -> None:

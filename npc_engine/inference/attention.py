@@ -47,9 +47,9 @@ class Context(Protocol):
 
 
 class BatchAttention:
-    """Attention for a packed batch:
+    """Attention for a packed batch.
 
-    sequence *i* owns ``num_tokens[i]`` consecutive rows and sees its own context only.
+    Sequence *i* owns ``num_tokens[i]`` consecutive rows and sees its own context only.
     """
 
     def __init__(self, rope: RotaryTable, contexts: Sequence[Context], num_tokens: Sequence[int]) -> None:

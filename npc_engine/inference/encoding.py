@@ -116,9 +116,10 @@ class EncodingQueue:
 
 
 def ready_to_encode(missing: Sequence[Block], max_tokens: int) -> list[Block]:
-    """The first wave of `missing` (parents before children): blocks without a missing parent, up to `max_tokens` of
-    them, at
-    least one block."""
+    """The first wave of `missing` (parents before children): blocks without a missing parent.
+
+    Up to `max_tokens` tokens of them, but at least one block.
+    """
     absent = {block.id for block in missing}
     wave: list[Block] = []
     num_tokens = 0

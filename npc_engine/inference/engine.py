@@ -136,10 +136,7 @@ class InferenceEngine:
             return outputs
 
     def _next_waiting(self) -> Sequence | None:
-        """The most urgent request that may start:
-
-        its conversation is free, and nobody more urgent is being answered.
-        """
+        """The most urgent request whose conversation is free, unless somebody more urgent is being answered."""
         bar = min((sequence.request.priority for sequence in self._running), default=max(Priority))
         for sequence in self._waiting:
             if sequence.request.priority <= bar and not self._contexts.is_busy(sequence.request.conversation):
@@ -192,9 +189,7 @@ class InferenceEngine:
         return self._sample([sequence], self._forward([context], [tail]))
 
     def _fold_lost_turns(self, sequence: Sequence, context: AssembledContext | None) -> None:
-        """Turns are needed where the context does not hold them in place; from the first one that is lost, they are
-        folded.
-        """
+        """Fold from the first turn that the context does not hold in place and the cache has lost."""
         layout = sequence.layout
         stale = {p.block.id for p in (context.stale(layout) if context is not None else layout.placements)}
         for index, turn in enumerate(sequence.request.turns):

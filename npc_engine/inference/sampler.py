@@ -33,10 +33,9 @@ class Sampler:
         return token_id
 
     def margins(self, logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """As if these tokens were sampled one after the other:
+        """How far each token's logit lies below the best one, as if they were sampled one after the other.
 
-        how far each one's logit, repetition penalty included, lies below the best one. At least 0; 0 is what greedy
-        sampling chooses. logits: [tokens, vocab].
+        The repetition penalty is included. At least 0; 0 is what greedy sampling chooses. logits: [tokens, vocab].
         """
         margins = []
         for row, token_id in zip(logits, token_ids, strict=True):

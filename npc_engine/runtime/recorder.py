@@ -44,7 +44,7 @@ _MAX_PATCH_DEPTH: Final = 64  # twice what a world accepts
 
 
 class Recorder:
-    """Writes a recording; an :class:`~npc_engine.runtime.engine.Observer`::
+    """Writes a recording; an :class:`~npc_engine.runtime.observer.Observer`::
 
         with Recorder(Path("talk.jsonl")) as recorder:
             async with await NpcEngine.open("worlds/ninestep", observer=recorder) as engine:

@@ -60,13 +60,13 @@ class Reply:
 class ReplyStream:
     """One reply while it is spoken::
 
-        stream = engine.say("mira", "Who was here last night?")
+        stream = engine.say("wick", "Who was here last night?")
         async for delta in stream:
             print(delta.text, end="")
         reply = await stream.result()
 
-    Iterate at most once; :meth:`result` may be awaited instead or after. The queue holds at most one entry per
-    reply token, so it is bounded by ``SamplingParams.max_tokens``.
+    Iterate at most once; :meth:`result` may be awaited instead or after. The queue holds a few
+    entries per reply token at most, so ``SamplingParams.max_tokens`` bounds it.
     """
 
     def __init__(self, request_id: int, npc: str, player: str, cancel: Callable[[], None]) -> None:

@@ -130,10 +130,7 @@ def test_every_order_of_blocks(pair: tuple[Harness, Reference], way: str) -> Non
 
 
 def test_swapping_a_block_in_a_running_conversation(pair: tuple[Harness, Reference]) -> None:
-    """(e) After an edit, everything else stays computed:
-
-    the conversation's keys move, and only the new block is encoded.
-    """
+    """(e) After an edit only the new block is encoded; the conversation's keys move."""
     ours, theirs = pair
     header = ours.block([1, 2, 3, 4])
     first, second, edited = (ours.block(text, header) for text in ([5] * 7, [6, 7, 8], [9, 10, 11, 12, 13, 14]))
