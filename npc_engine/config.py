@@ -59,11 +59,13 @@ class SamplingParams:
 class EngineConfig:
     """Settings of one engine.
 
-    Sizes are in bytes, times in seconds. `model` is a folder, a GGUF file or a hub id; `dtype` None lets the
-    device decide (bfloat16 where the processor has it in hardware, else float32).
+    Sizes are in bytes, times in seconds. `model` is a folder, a GGUF file or a hub id; `adapter` is a folder,
+    ``default`` (what comes with the model, if anything does) or ``none``; `dtype` None lets the device decide (bfloat16
+    where the processor has it in hardware, else float32).
     """
 
     model: str = DEFAULT_MODEL
+    adapter: str = "default"
     device: str = "cpu"
     dtype: str | None = None
     num_threads: int | None = None

@@ -16,6 +16,8 @@
     │   ├── SaveError             a save that can't be read or written
     │   ├── ContextOverflowError  a prompt that does not fit in max_context_tokens, or in the model
     │   ├── SceneError            a file of scenes for tuning or evaluation
+    │   ├── SampleError           a file of samples for tuning
+    │   ├── TuningError           a tuning run that can't start or go on
     │   ├── BridgeError           the bridge and its clients (game_bridge.errors)
     │   └── RecordingError        a recording that can't be read or does not verify
     ├── BlockStoreError           the store on disk can't be opened or written
@@ -73,6 +75,14 @@ class SaveError(UserError):
 
 class SceneError(UserError):
     """A file of scenes that can't be read."""
+
+
+class SampleError(UserError):
+    """A file of tuning samples that can't be read. The message starts with ``file:line:``."""
+
+
+class TuningError(UserError):
+    """A tuning run that can't start or go on; the message names option or file."""
 
 
 class RecordingError(UserError):

@@ -19,6 +19,7 @@ from npc_engine.cli.output import configure_streams, print_error
 from npc_engine.cli.play import play
 from npc_engine.cli.replay import replay
 from npc_engine.cli.serve import serve
+from npc_engine.cli.tune import tune
 from npc_engine.errors import NpcEngineError, UserError
 
 _EXIT_FAILURE: Final = 1
@@ -95,6 +96,7 @@ def _root(
 app.command()(play)
 app.command()(serve)
 app.command()(replay)
+app.command()(tune)
 app.add_typer(bench, name="bench")
 app.add_typer(model.app, name="model")
 app.add_typer(world.app, name="world")

@@ -25,6 +25,15 @@ ModelOption = Annotated[
         rich_help_panel="Model",
     ),
 ]
+AdapterOption = Annotated[
+    str,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="An adapter's folder (see tune), default (what comes with the model) or none.",
+        rich_help_panel="Model",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.", rich_help_panel="Model")
 ]
@@ -88,6 +97,7 @@ class EngineOptions:
     """
 
     model: ModelOption = _DEFAULTS.model
+    adapter: AdapterOption = _DEFAULTS.adapter
     device: DeviceOption = _DEFAULTS.device
     dtype: DTypeOption = None
     threads: Annotated[
@@ -186,6 +196,7 @@ class EngineOptions:
         seed = self.seed if self.seed is not None else defaults.seed or 0
         return EngineConfig(
             model=self.model,
+            adapter=self.adapter,
             device=self.device,
             dtype=self.dtype,
             num_threads=self.threads,

@@ -10,6 +10,7 @@
         outputs = engine.step()
 """
 
+from npc_engine.inference.adapter import Adapter, find_adapter
 from npc_engine.inference.chat_template import ChatTemplate
 from npc_engine.inference.checkpoint import Checkpoint, resolve
 from npc_engine.inference.engine import InferenceEngine, WarmUp
@@ -28,6 +29,7 @@ from npc_engine.inference.request import (
 from npc_engine.inference.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "Adapter",
     "ChatTemplate",
     "Checkpoint",
     "FailedOutput",
@@ -44,6 +46,7 @@ __all__ = [
     "Tokenizer",
     "WarmUp",
     "WarmedOutput",
+    "find_adapter",
     "load_model",
     "resolve",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
@@ -29,7 +29,7 @@ class Context(Protocol):
     """Keys and values that one sequence has so far, and the place where its next ones go."""
 
     @property
-    def num_tokens(self) -> int:
+    def position(self) -> int:
         """The position of the sequence's next token."""
         ...
 
@@ -37,7 +37,7 @@ class Context(Protocol):
         """Store the new tokens' keys and values, and attend to everything before and, causally, among them.
 
         q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim]; q and k rotated for positions from
-        :attr:`num_tokens` on. Returns [tokens, heads, head_dim].
+        :attr:`position` on. Returns [tokens, heads, head_dim].
         """
         ...
 
@@ -56,7 +56,7 @@ class BatchAttention:
         self._contexts = contexts
         self._num_tokens = list(num_tokens)
         self._cos, self._sin = rope.at(
-            [(context.num_tokens, context.num_tokens + n) for context, n in zip(contexts, num_tokens, strict=True)]
+            [(context.position, context.position + n) for context, n in zip(contexts, num_tokens, strict=True)]
         )
 
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
@@ -101,6 +101,35 @@ def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[T
     for part, v in zip(parts[1:], values[1:], strict=True):
         out += part @ v
     return _unstack(out, num_tokens)
+
+
+class ContextWeighting(NamedTuple):
+    """APE (arXiv 2502.05431): attention over blocks that did not see each other is spread too evenly and sums to the
+    wrong weight.
+
+    Their scores are divided by `temperature`, and the log-sum-exp of all of them is multiplied by `scale`.
+    """
+
+    temperature: float
+    scale: float
+
+
+def attend_weighted(q: Tensor, keys: Tensor, values: Tensor, rows: slice, weighting: ContextWeighting) -> Tensor:
+    """As :func:`attend` over one segment, with `weighting` of the keys in `rows`.
+
+    q: [tokens, heads, head_dim]; keys, values: [kv_heads, n, head_dim]. Returns [tokens, heads, head_dim].
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, num_keys, _ = keys.shape
+    scores = (_stack(q, num_kv_heads) @ keys.transpose(1, 2)).float() * head_dim**-0.5
+    if num_tokens > 1:
+        scores += _causal_mask(num_tokens, num_keys, num_heads // num_kv_heads, scores.dtype, q.device)
+    if rows.stop > rows.start:
+        context = scores[..., rows] / weighting.temperature
+        total = context.logsumexp(dim=-1, keepdim=True)
+        # Normalized among themselves, then weighted as one: exp(scale * total).
+        scores[..., rows] = context - total + weighting.scale * total
+    return _unstack(scores.softmax(dim=-1).to(values.dtype) @ values, num_tokens)
 
 
 def _attend_to_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from npc_engine.blocks import Block, BlockId, BlockKV, KVShape, Layout, Placement
 from npc_engine.blocks.positions import shift
 from npc_engine.inference import huge_pages
-from npc_engine.inference.attention import attend
+from npc_engine.inference.attention import ContextWeighting, attend, attend_weighted
 
 _CAPACITY_STEP = 512  # tokens by which a buffer grows, so that a conversation rarely moves
 
@@ -33,17 +34,26 @@ class AssembledContext:
     :meth:`place` touches only what changed. The cached blocks may be evicted afterwards.
     """
 
-    def __init__(self, shape: KVShape, inv_freq: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, shape: KVShape, inv_freq: Tensor, device: torch.device, weighting: ContextWeighting | None = None
+    ) -> None:
         self._shape = shape
         self._inv_freq = inv_freq
         self._device = device
+        self._weighting = weighting
         self._kv = shape.empty(_CAPACITY_STEP, device)
         self._placed: list[Placement] = []
-        self._num_tokens = 0
+        self._relinked: tuple[Placement, ...] = ()
+        self._num_rows = 0
+        self._position = 0
 
     @property
     def num_tokens(self) -> int:
-        return self._num_tokens
+        return self._num_rows
+
+    @property
+    def position(self) -> int:
+        return self._position
 
     @property
     def num_bytes(self) -> int:
@@ -51,8 +61,9 @@ class AssembledContext:
 
     def stale(self, layout: Layout) -> list[Placement]:
         """The placements of `layout` that are not in the buffer yet."""
-        placed = {(placement.block.id, placement.position) for placement in self._placed}
-        return [p for p in layout.placements if (p.block.id, p.position) not in placed]
+        outdated = set(self._relinked[self._num_still_linked(layout) :])
+        placed = set(self._placed) - outdated
+        return [placement for placement in layout.placements if placement not in placed]
 
     def place(self, layout: Layout, kv_of: Callable[[BlockId], BlockKV]) -> int:
         """Make the buffer hold exactly `layout`.
@@ -60,14 +71,14 @@ class AssembledContext:
         `kv_of` gives the cached blocks. Returns the tokens that were copied.
         """
         stale = self.stale(layout)
+        self._relinked = self._relinked[: self._num_still_linked(layout)]
         self._placed = []  # stays true if a copy fails midway
-        self._num_tokens = layout.num_tokens
+        self._num_rows, self._position = layout.num_tokens, layout.end
         self._reserve(layout.num_tokens)
         for placement in stale:
             k, v = kv_of(placement.block.id)
-            rows = slice(placement.position, placement.end)
-            self._kv.k[:, :, rows] = shift(k, placement.delta, self._inv_freq)
-            self._kv.v[:, :, rows] = v
+            self._kv.k[:, :, placement.rows] = shift(k, placement.delta, self._inv_freq)
+            self._kv.v[:, :, placement.rows] = v
         self._placed = list(layout.placements)
         return sum(placement.block.num_tokens for placement in stale)
 
@@ -76,25 +87,60 @@ class AssembledContext:
 
         Returns a copy of its keys and values for the cache.
         """
-        assert self._placed[-1].end == block.start, "a sealed block lies where it was computed"
-        end = block.start + block.num_tokens
-        assert end <= self._num_tokens
-        self._placed.append(Placement(block, block.start))
-        self._num_tokens = end
-        rows = slice(block.start, end)
-        return BlockKV(self._kv.k[:, :, rows].clone(), self._kv.v[:, :, rows].clone())
+        row = self._placed[-1].rows.stop
+        assert row + block.num_tokens <= self._num_rows
+        placement = Placement(block, self._position - (self._num_rows - row), row)
+        self._placed.append(placement)
+        self._num_rows, self._position = placement.rows.stop, placement.end
+        k, v = self._kv.k[:, :, placement.rows], self._kv.v[:, :, placement.rows]
+        return BlockKV(shift(k, -placement.delta, self._inv_freq).clone(), v.clone())
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        end = self._num_tokens + q.shape[0]
+        end = self._num_rows + q.shape[0]
         if layer == 0:
             self._reserve(end)
         keys, values = self._kv.k[layer], self._kv.v[layer]
-        keys[:, self._num_tokens : end] = k.transpose(0, 1)
-        values[:, self._num_tokens : end] = v.transpose(0, 1)
+        keys[:, self._num_rows : end] = k.transpose(0, 1)
+        values[:, self._num_rows : end] = v.transpose(0, 1)
+        if self._weighting is not None:
+            return attend_weighted(q, keys[:, :end], values[:, :end], self._weighted_rows, self._weighting)
         return attend([q], [keys[:, :end]], [values[:, :end]])
 
     def advance(self, num_tokens: int) -> None:
-        self._num_tokens += num_tokens
+        self._num_rows += num_tokens
+        self._position += num_tokens
+
+    # ── re-linking ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def placed(self) -> tuple[Placement, ...]:
+        return tuple(self._placed)
+
+    @property
+    def num_relinked(self) -> int:
+        """How many of the placements in front have been linked to each other."""
+        return len(self._relinked)
+
+    def rows_of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer: each [kv_heads, tokens, head_dim]."""
+        return self._kv.k[layer, :, : self._num_rows], self._kv.v[layer, :, : self._num_rows]
+
+    def relink(self, rows: Tensor, kv: BlockKV, placements: Sequence[Placement]) -> None:
+        """Put recomputed keys and values into these rows; they now depend on all of `placements`."""
+        self._kv.k[:, :, rows] = kv.k
+        self._kv.v[:, :, rows] = kv.v
+        self._relinked = tuple(placements)
+
+    def _num_still_linked(self, layout: Layout) -> int:
+        """How many relinked placements in front see nothing but what this layout has, too."""
+        pairs = zip(self._relinked, layout.placements, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @property
+    def _weighted_rows(self) -> slice:
+        """Of the blocks that were encoded behind the header alone; turns were encoded behind everything."""
+        between = [p for p in self._placed if len(p.block.parents) == 1]
+        return slice(between[0].row, between[-1].rows.stop) if between else slice(0, 0)
 
     def _reserve(self, num_tokens: int) -> None:
         capacity = self._kv.num_tokens
@@ -134,10 +180,10 @@ class SegmentedContext:
         self.segments = [Segment(kv_of(p.block.id), p.delta) for p in layout.placements]
         self._new = shape.empty(max_new_tokens, device)
         self._num_new = 0
-        self._start = layout.num_tokens
+        self._start = layout.end
 
     @property
-    def num_tokens(self) -> int:
+    def position(self) -> int:
         return self._start + self._num_new
 
     @property

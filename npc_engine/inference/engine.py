@@ -10,14 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from npc_engine.blocks import Block, BlockCache, BlockId, CacheStats, Layout, Tier
+from npc_engine.blocks import Block, BlockCache, BlockId, CacheStats, Tier
 from npc_engine.errors import BlockMemoryError, ContextOverflowError, NpcEngineError
 from npc_engine.inference.attention import BatchAttention
 from npc_engine.inference.context import AssembledContext
+from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.context_pool import ContextPool
 from npc_engine.inference.encoding import EncodingQueue
 from npc_engine.inference.holding import Holding
 from npc_engine.inference.model import Model
+from npc_engine.inference.relinking import Relinking
 from npc_engine.inference.request import (
     FailedOutput,
     FinishReason,
@@ -63,26 +65,35 @@ class InferenceEngine:
     Create it on the thread that will use it.
     """
 
-    def __init__(self, model: Model, cache: BlockCache, *, max_context_memory: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: BlockCache,
+        *,
+        max_context_memory: int,
+        policy: ContextPolicy = ContextPolicy(),  # noqa: B008 - immutable
+    ) -> None:
         torch.set_num_threads(model.num_threads)
+        self._policy = policy
         self._model = model
         self._cache = cache
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._encoding = EncodingQueue(model.decoder, model.rope, cache)
         self._warming: dict[Hashable, _Warming] = {}
+        self._relinking: dict[Hashable, Relinking] = {}
         self._contexts = ContextPool(self._new_context, max_context_memory)
 
     @property
     def has_work(self) -> bool:
         """False when :meth:`step` would do nothing."""
-        return bool(self._waiting or self._running or self._encoding or self._warming)
+        return bool(self._waiting or self._running or self._encoding or self._warming or self._relinking)
 
     # ── what callers ask for ─────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. A conversation has at most one at a time."""
-        self._waiting.append(Sequence(request, Holding(self._cache)))
+        self._waiting.append(Sequence(request, Holding(self._cache), self._policy.arrange))
         self._waiting.sort(key=lambda sequence: sequence.request.priority)  # stable: first come, first served within
 
     def cancel(self, request_id: int) -> None:
@@ -173,12 +184,13 @@ class InferenceEngine:
         context = self._contexts.peek(request.conversation)
         self._fold_lost_turns(sequence, context)
         layout, tail, forced = sequence.layout, sequence.tail, request.forced_token_ids
-        num_tokens = layout.num_tokens + len(tail) + max(request.sampling.max_tokens, len(forced))
+        num_tokens = layout.end + len(tail) + max(request.sampling.max_tokens, len(forced))
         if num_tokens > self._model.config.max_position_embeddings:
             raise ContextOverflowError(
                 f"the prompt and its reply need {num_tokens} tokens, {self._model.name} has "
                 f"{self._model.config.max_position_embeddings}; lower max_context_tokens"
             )
+        self._relinking.pop(request.conversation, None)  # never on the path of an utterance
         context = self._contexts.take(request.conversation)
         context.place(layout, self._cache.get)
         self._remove(sequence)
@@ -222,6 +234,7 @@ class InferenceEngine:
         """Feed a recorded reply back in one pass."""
         token_ids = (*sequence.tail, *forced[:-1])
         logits = self._forward([sequence.context], [token_ids], num_rows=len(forced))
+        sequence.forced_logits = logits
         sequence.margins = Sampler(sequence.request.sampling, sequence.request.seed).margins(logits, forced)
         sequence.sampled_token_ids = list(forced)
         return self._finish(sequence, sequence.finish_reason() or FinishReason.CANCELLED)
@@ -253,6 +266,8 @@ class InferenceEngine:
             outputs = self._warm(awaited) if awaited or self._encoding else self._warm(self._warming)
             if self._encoding:
                 self._encoding.advance()
+            elif not self._warming:
+                self._relink()
         except BlockMemoryError:
             return self._give_up_warming()
         return outputs
@@ -289,9 +304,24 @@ class InferenceEngine:
         context = self._contexts.peek(warm_up.conversation)
         if context is None:
             return
-        layout = Layout.of((*warm_up.blocks, *warm_up.turns))
+        layout = self._policy.arrange((*warm_up.blocks, *warm_up.turns))
         if not holding.hold(placement.block for placement in context.stale(layout)):
             context.place(layout, self._cache.get)
+            if self._policy.relink_tokens:
+                self._relinking[warm_up.conversation] = Relinking(
+                    self._model.decoder, self._model.rope, context, self._policy.relink_tokens
+                )
+
+    def _relink(self) -> None:
+        """Run one layer of a re-linking, and commit it after the last if its conversation is idle."""
+        if not self._relinking:
+            return
+        conversation, relinking = next(iter(self._relinking.items()))
+        if not relinking.is_done:
+            relinking.advance()
+        if relinking.is_done:
+            del self._relinking[conversation]
+            relinking.commit()
 
     def _end_warming(self, key: Hashable) -> Output:
         self._warming.pop(key).holding.release()
@@ -320,4 +350,6 @@ class InferenceEngine:
         return self._model.decoder.logits(rows)
 
     def _new_context(self) -> AssembledContext:
-        return AssembledContext(self._cache.shape, self._model.rope.inv_freq, self._model.decoder.device)
+        return AssembledContext(
+            self._cache.shape, self._model.rope.inv_freq, self._model.decoder.device, self._policy.weighting
+        )

@@ -12,6 +12,7 @@ import torch
 from npc_engine.blocks import KVShape, ModelIdentity
 from npc_engine.errors import ModelError
 from npc_engine.inference import huge_pages
+from npc_engine.inference.adapter import Adapter
 from npc_engine.inference.chat_template import ChatTemplate
 from npc_engine.inference.checkpoint import Checkpoint
 from npc_engine.inference.decoder import Decoder
@@ -48,10 +49,11 @@ def load_model(
     device: str,
     dtype: str | None,
     num_threads: int | None = None,
+    adapter: Adapter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """Load a checkpoint. `dtype` None lets the device decide; `num_threads` None takes every processor that this
-    process may use. `on_progress` gets (layers read, layers).
+    process may use; `adapter` is merged into the weights. `on_progress` gets (layers read, layers).
 
     Raises :class:`ModelError` for a checkpoint, device or dtype that can't be used.
     """
@@ -65,14 +67,19 @@ def load_model(
     tokenizer = Tokenizer(checkpoint.folder)
     template = ChatTemplate.load(checkpoint.folder, tokenizer)
     weights = load_weights(
-        checkpoint.weight_files, config, device=torch_device, dtype=torch_dtype, on_progress=on_progress
+        checkpoint.weight_files,
+        config,
+        device=torch_device,
+        dtype=torch_dtype,
+        adapter=adapter,
+        on_progress=on_progress,
     )
     if torch_device.type == "cpu":
         huge_pages.use_for_everything()
     threads = num_threads or available_processors()
     identity = ModelIdentity(
         fingerprint=checkpoint.fingerprint,
-        adapter=None,
+        adapter=adapter.fingerprint if adapter is not None else None,
         dtype=str(torch_dtype).removeprefix("torch."),
         rope=repr(sorted(asdict(config.rope).items())),
     )

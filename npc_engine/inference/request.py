@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+
+from torch import Tensor
 
 from npc_engine.blocks import Block
 from npc_engine.config import SamplingParams
@@ -80,7 +82,8 @@ class FinishedOutput:
 
     `sampled_token_ids` is the reply with the stop token that ended it, if one did. Its last token was never fed to the
     model: the stop token is written again by the template, and otherwise it is in `pending_token_ids`, which go in
-    front of the conversation's next final block. `margins` are the logit margins of forced tokens.
+    front of the conversation's next final block. `margins` are the logit margins of forced tokens, `forced_logits`
+    ([tokens, vocab], float32) what each was judged by.
     """
 
     request_id: int
@@ -91,6 +94,7 @@ class FinishedOutput:
     sampled_token_ids: tuple[int, ...]
     counts: PromptCounts
     margins: tuple[float, ...] = ()
+    forced_logits: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from torch import Tensor
@@ -35,14 +36,21 @@ class Sequence:
         |<- cached, placed -->|<------------- computed here ---------------->|   (never fed back)
     """
 
-    def __init__(self, request: GenerationRequest, holding: Holding) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        holding: Holding,
+        arrange: Callable[[tuple[Block, ...]], Layout] = Layout.of,
+    ) -> None:
         self.request = request
+        self._arrange = arrange
         self.phase = Phase.WAITING
         self.is_cancelled = False
         self.holding = holding  # until the layout is placed
         self.encoded: dict[BlockId, Block] = {}  # blocks that were missing when the request came
         self.sampled_token_ids: list[int] = []
         self.margins: tuple[float, ...] = ()
+        self.forced_logits: Tensor | None = None
         self._sampler = Sampler(request.sampling, request.seed)
         self._num_kept_turns = len(request.turns)
         self._context: AssembledContext | None = None
@@ -55,7 +63,7 @@ class Sequence:
     @property
     def layout(self) -> Layout:
         """What lies in front of the tail."""
-        return Layout.of((*self.request.blocks, *self.request.turns[: self._num_kept_turns]))
+        return self._arrange((*self.request.blocks, *self.request.turns[: self._num_kept_turns]))
 
     @property
     def tail(self) -> tuple[int, ...]:
@@ -103,6 +111,7 @@ class Sequence:
             sampled_token_ids=tuple(self.sampled_token_ids),
             counts=self.counts,
             margins=self.margins,
+            forced_logits=self.forced_logits,
         )
 
     def move_to(self, phase: Phase) -> None:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from npc_engine.errors import ModelError
+from npc_engine.inference.adapter import Adapter
 from npc_engine.inference.linear import Linear, linear
 from npc_engine.inference.model_config import ModelConfig
 
@@ -50,9 +51,10 @@ def load_weights(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    adapter: Adapter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Weights:
-    """Read safetensors files. They are memory-mapped; a tensor is converted as it is read.
+    """Read safetensors files. They are memory-mapped; a tensor is converted as it is read, `adapter` merged into it.
 
     `on_progress` gets (layers read, layers). Raises :class:`ModelError` for a tensor that is missing or has another
     shape.
@@ -60,6 +62,8 @@ def load_weights(
     handles = [safe_open(file, framework="pt") for file in files]
     handle_of = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 - not a dict
     folder = files[0].parent
+    if adapter is not None:
+        adapter.check_names(set(handle_of))
 
     def read(name: str, *shape: int) -> Tensor:
         if name not in handle_of:
@@ -67,6 +71,8 @@ def load_weights(
         tensor: Tensor = handle_of[name].get_tensor(name)
         if tensor.shape != shape:
             raise ModelError(f"{folder}: tensor {name} is {list(tensor.shape)}, config.json says {list(shape)}")
+        if adapter is not None:
+            tensor = adapter.merged(name, tensor)
         return tensor.to(device=device, dtype=dtype)
 
     hidden, intermediate = config.hidden_size, config.intermediate_size

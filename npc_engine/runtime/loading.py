@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from npc_engine.blocks import BlockCache, BlockDamage, BlockStore
 from npc_engine.config import EngineConfig
-from npc_engine.inference import InferenceEngine, Model, load_model, resolve
+from npc_engine.inference import InferenceEngine, Model, find_adapter, load_model, resolve
 
 
 class Progress(NamedTuple):
@@ -40,8 +40,10 @@ def load(config: EngineConfig, on_progress: LoadProgress | None = None) -> Loade
         on_progress=lambda done, total: say(Progress(f"fetching {config.model}", done, total)),
         on_stage=lambda line: say(Progress(line)),
     )
+    adapter = find_adapter(config.adapter, checkpoint.name)
     model = load_model(
         checkpoint,
+        adapter=adapter,
         device=config.device,
         dtype=config.dtype,
         num_threads=config.num_threads,

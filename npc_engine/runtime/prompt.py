@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from npc_engine.blocks import Block, ModelIdentity
+from npc_engine.blocks import Block, BlockId, ModelIdentity
 from npc_engine.dialogue.conversation import Conversation, ConversationId
 from npc_engine.dialogue.layout import fit
 from npc_engine.dialogue.render import HEADER, BlockText, render_layout
 from npc_engine.errors import UtteranceError
 from npc_engine.inference import ChatTemplate, Tokenizer
+from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only
 from npc_engine.world import WorldState
 
 _MAX_UTTERANCE_CHARS = 16_384  # refused before it is tokenized; no token limit that makes sense lets more through
 _MAX_CACHED_TEXTS = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedBlock:
-    """A block and the text it was made of; `text` names the entity that owns it."""
-
-    text: BlockText
-    block: Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +67,7 @@ class Prompter:
         max_tokens: int,
         max_reply_tokens: int,
         max_utterance_tokens: int,
+        linking: Linking = header_only,
     ) -> None:
         self._identity = identity
         self._tokenizer = tokenizer
@@ -84,7 +78,9 @@ class Prompter:
         # Utterance and markup, and the token that ended the reply before.
         opening = max(len(template.user_open), len(template.next_user_open))
         self._max_final_tokens = 1 + opening + max_utterance_tokens + len(template.assistant_open)
-        self._block_of: dict[str, Block] = {}
+        self._linking = linking
+        self._tokens_of: dict[str, tuple[int, ...]] = {}
+        self._block_of: dict[tuple[str, tuple[BlockId, ...]], Block] = {}
         # The template writes the beginning of the prompt into the header: nothing else can be its first block.
         header = (*template.system_open, *tokenizer.encode_text(HEADER))
         self.header = Block.behind(identity, (), header)
@@ -142,18 +138,22 @@ class Prompter:
 
         When the budget is short, the least important blocks are left out, and then the oldest turns.
         """
-        final = () if utterance is None else self._final(transcript, utterance)
         texts = render_layout(state, conversation_id.npc, conversation_id.player)
-        owned = [OwnedBlock(text, self._block(text.text)) for text in texts]
+        return self.assemble(texts, transcript, utterance)
+
+    def assemble(self, texts: Sequence[BlockText], transcript: Transcript, utterance: str | None = None) -> Prompt:
+        """The prompt over these texts; see :meth:`prompt`."""
+        final = () if utterance is None else self._final(transcript, utterance)
+        sizes = [len(self._tokens(text.text)) for text in texts]
         budget = self._max_tokens - self._max_reply_tokens - self.header.num_tokens
         # The final block may take its limit: a layout must not change because somebody says more.
         budget -= max(len(final), self._max_final_tokens)
-        kept = fit(texts, [each.block.num_tokens for each in owned], budget)
-        kept_texts = set(map(id, kept.blocks))
-        owned = [each for each in owned if id(each.text) in kept_texts]
-        return Prompt(
-            self.header, tuple(owned), _newest(transcript.turns, budget - kept.num_tokens), final, len(kept.left_out)
-        )
+        kept = fit(texts, sizes, budget)
+        owned = self._link(kept.blocks)
+        turns = _newest(transcript.turns, budget - kept.num_tokens)
+        if self._linking is everything_before:
+            turns = self._relinked_turns(owned, turns)
+        return Prompt(self.header, owned, turns, final, len(kept.left_out))
 
     def turn(self, prompt: Prompt, sampled_token_ids: Sequence[int], num_folded: int) -> Block:
         """The exchange as a block: the final block and the reply, behind everything that was in front of them.
@@ -177,14 +177,39 @@ class Prompter:
     def _opening(self, *, is_first: bool) -> tuple[int, ...]:
         return self._template.user_open if is_first else self._template.next_user_open
 
-    def _block(self, text: str) -> Block:
-        block = self._block_of.get(text)
+    def _link(self, texts: Sequence[BlockText]) -> tuple[OwnedBlock, ...]:
+        """A block for each text, behind the parents that the linking gives it."""
+        owned: list[OwnedBlock] = []
+        for text in texts:
+            parents = self._linking(self.header, owned, text)
+            owned.append(OwnedBlock(text, self._block(text.text, parents)))
+        return tuple(owned)
+
+    def _relinked_turns(self, owned: Sequence[OwnedBlock], turns: Sequence[Block]) -> tuple[Block, ...]:
+        """Full attention: what was said is computed again when something in front of it has changed."""
+        before = [self.header, *(each.block for each in owned)]
+        for turn in turns:
+            before.append(Block.behind(self._identity, before, turn.token_ids))
+        return tuple(before[len(before) - len(turns) :])
+
+    def _block(self, text: str, parents: tuple[Block, ...]) -> Block:
+        key = (text, tuple(parent.id for parent in parents))
+        block = self._block_of.get(key)
         if block is None:
             if len(self._block_of) >= _MAX_CACHED_TEXTS:
                 self._block_of.clear()
-            block = Block.behind(self._identity, (self.header,), self._tokenizer.encode_text(text))
-            self._block_of[text] = block
+            block = Block.behind(self._identity, parents, self._tokens(text))
+            self._block_of[key] = block
         return block
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        token_ids = self._tokens_of.get(text)
+        if token_ids is None:
+            if len(self._tokens_of) >= _MAX_CACHED_TEXTS:
+                self._tokens_of.clear()
+            token_ids = tuple(self._tokenizer.encode_text(text))
+            self._tokens_of[text] = token_ids
+        return token_ids
 
 
 def _newest(turns: Sequence[Block], budget: int) -> tuple[Block, ...]:

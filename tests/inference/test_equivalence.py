@@ -109,7 +109,7 @@ def test_a_long_prompt_without_blocks_is_full_attention(pair: tuple[Harness, Ref
     """The baseline of every benchmark, long enough for torch's fused kernel, is what transformers computes."""
     ours, theirs = pair
     prompt = [(7 * i * i + 3 * i) % 256 for i in range(200)]
-    logits = ours.run(ours.assembled(Layout(())), prompt)
+    logits = ours.run(ours.assembled(Layout.of(())), prompt)
     assert_equal(logits, theirs.full(prompt, len(prompt)))
 
 

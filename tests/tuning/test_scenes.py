@@ -18,6 +18,8 @@ REAL_WORLD = {
     *("Admiralty", "April", "Archduke", "August", "Baltic", "Bible", "Candlemas", "Christmas", "Circulating"),
     *("Danish", "Easter", "Elks", "Epiphany", "Europa", "February", "Frau", "French", "Fridays", "German", "Greeks"),
     *("Greenwich", "Halloween", "Herr", "January", "Junction", "June", "Lammas", "Latin", "Lesser", "Mars", "Martian"),
+    *("Chicago", "Christi", "Cimarron", "Corpus", "Crisium", "Doktor", "Hannibal", "Hobart", "Margrave", "Perth"),
+    *("Prussian", "Limited", "Limping", "Mondays", "Saturdays", "Sultan"),
     *("Michaelmas", "Monday", "Morse", "November", "October", "Phobos", "Ramadan", "Rotterdam", "Saturn", "September"),
     *("Shrove", "Spire", "Sundays", "Thursday", "Thursdays", "Tuesdays", "Wednesdays", "Whitsun", "Yule"),
 }

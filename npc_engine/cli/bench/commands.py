@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from npc_engine.cli.bench.quality import quality
 from npc_engine.cli.options import EngineOptions, JsonOption, takes_engine_options
 from npc_engine.cli.output import console, print_json
 from npc_engine.cli.progress import LoadingBar
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from npc_engine.cli.bench.edit import EditResult
 
 app = typer.Typer(no_args_is_help=True, help="Measure the engine on this machine, baselines beside it.")
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps ``bench edit`` a subcommand while it is the only one."""
 
 
 @app.command()
@@ -90,3 +86,6 @@ def _show(result: EditResult, screen: Console) -> None:
     screen.print(
         f"{result.ratio:.1f} times faster; medians of {result.num_rounds}, final block {result.final_tokens} tokens"
     )
+
+
+app.command()(quality)

@@ -1,0 +1,57 @@
+"""What is minimized: the loss on replies in both modes, and the distance of blocks from full attention."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+from peft import PeftModel
+from torch import Tensor, nn
+
+from npc_engine.tuning.block_attention import Slots
+from npc_engine.tuning.rows import Batch
+
+
+class Losses(NamedTuple):
+    """Per target token, in nats. `kl` is KL(full ‖ blocks), its first argument held fixed: full attention teaches."""
+
+    full: Tensor
+    blocks: Tensor
+    kl: Tensor
+
+    def total(self, kl_weight: float) -> Tensor:
+        return self.full + self.blocks + kl_weight * self.kl
+
+
+class TargetLogits(nn.Module):
+    """A causal language model of transformers that computes the logits of targets alone: [targets, vocab], float32."""
+
+    inv_freq: Tensor
+
+    def __init__(self, model: nn.Module, inv_freq: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = model.model(
+            input_ids=batch.token_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            slots=Slots.of(batch, self.inv_freq),
+        ).last_hidden_state
+        logits: Tensor = model.lm_head(hidden[batch.target_rows, batch.target_columns])
+        return logits.float()
+
+
+def losses(logits: Tensor, batch: Batch) -> Losses:
+    """logits: [targets, vocab] of a batch of :func:`~npc_engine.tuning.rows.both_modes`."""
+    full, blocks = logits.chunk(2)
+    ids, _ = batch.target_ids.chunk(2)
+    log_full, log_blocks = full.log_softmax(-1), blocks.log_softmax(-1)
+    return Losses(
+        full=F.nll_loss(log_full, ids),
+        blocks=F.nll_loss(log_blocks, ids),
+        kl=F.kl_div(log_blocks, log_full.detach(), log_target=True, reduction="batchmean"),
+    )
