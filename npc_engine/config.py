@@ -11,6 +11,7 @@ import platformdirs
 from npc_engine.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+FIDELITIES = ("auto", "fast", "balanced", "exact")
 
 
 def default_data_dir() -> Path:
@@ -61,11 +62,13 @@ class EngineConfig:
 
     Sizes are in bytes, times in seconds. `model` is a folder, a GGUF file or a hub id; `adapter` is a folder,
     ``default`` (what comes with the model, if anything does) or ``none``; `dtype` None lets the device decide (bfloat16
-    where the processor has it in hardware, else float32).
+    where the processor has it in hardware, else float32). `fidelity` says how close to full attention prompts are
+    (:mod:`npc_engine.runtime.fidelity`); ``auto`` is ``fast`` for a model with an adapter, ``balanced`` without.
     """
 
     model: str = DEFAULT_MODEL
     adapter: str = "default"
+    fidelity: str = "auto"
     device: str = "cpu"
     dtype: str | None = None
     num_threads: int | None = None
@@ -85,5 +88,6 @@ class EngineConfig:
         for name in ("max_block_memory", "max_context_memory", "max_store_size", "max_utterance_tokens"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _check("max_context_tokens", self.max_context_tokens, self.max_context_tokens >= 64, "at least 64")
+        _check("fidelity", self.fidelity, self.fidelity in FIDELITIES, f"one of {', '.join(FIDELITIES)}")
         threads = self.num_threads
         _check("num_threads", threads, threads is None or threads >= 1, "at least 1")

@@ -45,8 +45,10 @@ SURFACE = {
         "render_layout",
     ],
     "npc_engine.inference": [
+        "Adapter",
         "ChatTemplate",
         "Checkpoint",
+        "ContextPolicy",
         "FailedOutput",
         "FinishReason",
         "FinishedOutput",
@@ -61,6 +63,7 @@ SURFACE = {
         "Tokenizer",
         "WarmUp",
         "WarmedOutput",
+        "find_adapter",
         "load_model",
         "resolve",
     ],

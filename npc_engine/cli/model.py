@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -83,6 +83,24 @@ def info(
     console_for_people(as_json=as_json).print(table)
     if as_json:
         print_json(summary)
+
+
+@app.command("average")
+def average_adapters(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Folders of adapters of one base.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Where the mean goes.")],
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the mean.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """Average adapters that were tuned from one model; the mean often answers better than each of them."""
+    from npc_engine.tuning.averaging import average
+
+    lost = average(adapters, output, rank=rank)
+    console_for_people(as_json=as_json).print(
+        f"{output}: {len(adapters)} adapters, {100 * lost:.1f} % left out by the rank"
+    )
+    if as_json:
+        print_json({"adapter": str(output), "lost": round(lost, 4)})
 
 
 def _resolve(model: str, cache: Path | None) -> tuple[Checkpoint, bool]:

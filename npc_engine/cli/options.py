@@ -34,6 +34,15 @@ AdapterOption = Annotated[
         rich_help_panel="Model",
     ),
 ]
+FidelityOption = Annotated[
+    str,
+    typer.Option(
+        "--fidelity",
+        metavar="FIDELITY",
+        help="How close to full attention: fast, balanced, exact, or auto (fast with an adapter, else balanced).",
+        rich_help_panel="Model",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.", rich_help_panel="Model")
 ]
@@ -98,6 +107,7 @@ class EngineOptions:
 
     model: ModelOption = _DEFAULTS.model
     adapter: AdapterOption = _DEFAULTS.adapter
+    fidelity: FidelityOption = _DEFAULTS.fidelity
     device: DeviceOption = _DEFAULTS.device
     dtype: DTypeOption = None
     threads: Annotated[
@@ -197,6 +207,7 @@ class EngineOptions:
         return EngineConfig(
             model=self.model,
             adapter=self.adapter,
+            fidelity=self.fidelity,
             device=self.device,
             dtype=self.dtype,
             num_threads=self.threads,

@@ -13,6 +13,7 @@
 from npc_engine.inference.adapter import Adapter, find_adapter
 from npc_engine.inference.chat_template import ChatTemplate
 from npc_engine.inference.checkpoint import Checkpoint, resolve
+from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.engine import InferenceEngine, WarmUp
 from npc_engine.inference.model import Model, load_model
 from npc_engine.inference.request import (
@@ -32,6 +33,7 @@ __all__ = [
     "Adapter",
     "ChatTemplate",
     "Checkpoint",
+    "ContextPolicy",
     "FailedOutput",
     "FinishReason",
     "FinishedOutput",

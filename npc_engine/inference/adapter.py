@@ -54,6 +54,16 @@ class Adapter:
         factors = {name: _dequantized(name, tensors) for name in tensors if not name.endswith(SCALE_SUFFIX)}
         return cls(folder.name, digest.hexdigest(), _scale_of(config, folder / CONFIG_FILE), factors)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The projections that it changes, as PEFT names them."""
+        return tuple(sorted({name.rsplit(".lora_", 1)[0] for name in self._factors}))
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """a: [rank, in] and b: [out, rank], float32; what is added is ``b @ a``."""
+        a, b = self._factors[f"{module}.lora_A.weight"], self._factors[f"{module}.lora_B.weight"]
+        return a.float(), self._scale * b.float()
+
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """The checkpoint's tensor `name` with this adapter added, in float32; the tensor itself if it has no part.
 

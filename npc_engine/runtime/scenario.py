@@ -4,7 +4,7 @@ title: The lamp turns green
 sampling: {max_tokens: 48}
 steps:
   - note: Rowan asks before anything has happened.
-  - say: {npc: wick, text: "Is the signal lamp red or green?", expect: [red]}
+  - say: {npc: wick, text: "What colour is the signal lamp?", expect: [red]}
   - set: places/basin/conditions/lamp=The signal lamp is green.
   - advance: 10
 """

@@ -10,6 +10,7 @@ from npc_engine.config import EngineConfig
 from npc_engine.dialogue.conversation import ConversationId
 from npc_engine.errors import NpcEngineError
 from npc_engine.inference import Model
+from npc_engine.runtime.fidelity import Fidelity
 from npc_engine.runtime.prompt import Prompt, Prompter, Transcript
 from npc_engine.runtime.saves import EntityBlock, Snapshot
 from npc_engine.runtime.simulation import Input, Outputs, ReplyDue, ReplyEnded, Simulation
@@ -50,6 +51,7 @@ def create_prompter(model: Model, config: EngineConfig) -> Prompter:
         max_tokens=min(config.max_context_tokens, model.config.max_position_embeddings),
         max_reply_tokens=config.sampling.max_tokens,
         max_utterance_tokens=config.max_utterance_tokens,
+        linking=Fidelity.of(config.fidelity, is_tuned=model.identity.adapter is not None).linking,
     )
 
 

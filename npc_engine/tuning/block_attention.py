@@ -7,15 +7,19 @@ repeated once per slot, moved by the slot's distance, and the mask picks (:class
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+import inspect
+from typing import Any, Final, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from npc_engine.blocks.positions import rotate, tables
 from npc_engine.tuning.rows import Batch
 
+_VARLEN_PARAMETERS: Final = inspect.signature(varlen_attn).parameters
 NAME: Final = "npc_engine_blocks"
 """What ``attn_implementation`` is called."""
 
@@ -23,21 +27,21 @@ NAME: Final = "npc_engine_blocks"
 class Slots(NamedTuple):
     """What the attention of every layer needs of a batch.
 
-    `tokens`: [rows, slots]; `cos`, `sin`: [rows, 1, slots, head_dim], how far each moves;
-    `mask`: [rows, 1, tokens, slots].
+    `batch` says which token each slot is of; `cos`, `sin`: [rows, slots, 1, head_dim], how far each moves; `mask`:
+    [rows, 1, tokens, slots], or None where the kernel takes sequences.
     """
 
-    tokens: Tensor
+    batch: Batch
     cos: Tensor
     sin: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
     @classmethod
-    def of(cls, batch: Batch, inv_freq: Tensor) -> Slots:
+    def of(cls, batch: Batch, inv_freq: Tensor, *, needs_mask: bool) -> Slots:
         """inv_freq: [head_dim / 2], without attention scaling: it is in the keys already."""
         distance = batch.slot_positions - batch.positions.gather(1, batch.slot_tokens)
-        cos, sin = tables(distance[:, None, :, None].double() * inv_freq.double())
-        return cls(batch.slot_tokens, cos, sin, batch.mask()[:, None])
+        cos, sin = tables(distance[:, :, None, None].double() * inv_freq.double())
+        return cls(batch, cos, sin, batch.mask()[:, None] if needs_mask else None)
 
 
 def block_attention(
@@ -56,19 +60,48 @@ def block_attention(
 
     Returns [rows, tokens, heads, head_dim], as transformers expects.
     """
-    index = slots.tokens[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
-    keys = rotate(key.gather(2, index), slots.cos, slots.sin)
-    values = value.gather(2, index)
+    index = slots.batch.slot_tokens[:, :, None, None].expand(-1, -1, key.shape[1], key.shape[3])
+    keys = rotate(key.transpose(1, 2).gather(1, index), slots.cos, slots.sin)
+    values = value.transpose(1, 2).gather(1, index)
+    if slots.mask is None:
+        return _over_sequences(query.transpose(1, 2), keys, values, slots.batch, scaling), None
     group = query.shape[1] // key.shape[1]
     out = F.scaled_dot_product_attention(
         query,
-        keys.repeat_interleave(group, dim=1),
-        values.repeat_interleave(group, dim=1),
+        keys.transpose(1, 2).repeat_interleave(group, dim=1),
+        values.transpose(1, 2).repeat_interleave(group, dim=1),
         attn_mask=slots.mask,
         dropout_p=dropout if module.training else 0.0,
         scale=scaling,
     )
     return out.transpose(1, 2), None
+
+
+def _over_sequences(query: Tensor, keys: Tensor, values: Tensor, batch: Batch, scaling: float) -> Tensor:
+    """Each segment a sequence of its own: no mask, and no work on what is not seen.
+
+    query: [rows, tokens, heads, head_dim]; keys, values: [rows, slots, kv_heads, head_dim].
+    """
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _VARLEN_PARAMETERS else {}
+    out = varlen_attn(
+        query.flatten(0, 1),
+        keys.flatten(0, 1)[batch.key_slots],
+        values.flatten(0, 1)[batch.key_slots],
+        batch.query_ends,
+        batch.key_ends,
+        batch.max_queries,
+        batch.max_keys,
+        scale=scaling,
+        window_size=(-1, 0),
+        **options,
+    )
+    attended: Tensor = cast(Tensor, out).unflatten(0, query.shape[:2])
+    return attended
+
+
+def takes_sequences(device: torch.device, dtype: torch.dtype) -> bool:
+    """True where the kernel for sequences of different lengths runs: half precision on a GPU."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 AttentionInterface.register(NAME, block_attention)

@@ -27,8 +27,8 @@ class Variation:
     `max_blocks`; `reorder`: of turns in another order and blocks in the engine's other forms.
     """
 
-    substitute: float = 0.8
-    distract: float = 0.3
+    substitute: float = 0.9
+    distract: float = 0.4
     max_blocks: int = 45
     reorder: float = 0.7
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from peft import PeftModel
 from torch import Tensor, nn
 
-from npc_engine.tuning.block_attention import Slots
+from npc_engine.tuning.block_attention import Slots, takes_sequences
 from npc_engine.tuning.rows import Batch
 
 
@@ -33,13 +34,19 @@ class TargetLogits(nn.Module):
         self.model = model
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
+    @staticmethod
+    def _takes_sequences(model: Any) -> bool:
+        device = model.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
+        return takes_sequences(device, dtype)
+
     def forward(self, batch: Batch) -> Tensor:
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         hidden = model.model(
             input_ids=batch.token_ids,
             position_ids=batch.positions,
             use_cache=False,
-            slots=Slots.of(batch, self.inv_freq),
+            slots=Slots.of(batch, self.inv_freq, needs_mask=not self._takes_sequences(model)),
         ).last_hidden_state
         logits: Tensor = model.lm_head(hidden[batch.target_rows, batch.target_columns])
         return logits.float()

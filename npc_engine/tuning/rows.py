@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ class Batch:
     - `slot_tokens` (index of the slot's token in its row), `slot_positions`, `slot_groups`: [rows, slots]
     - `sees`: [rows, segments, groups], bool
     - `target_rows`, `target_columns` (of the token that predicts), `target_ids`: [targets]
+
+    The same without a mask, for a kernel that takes sequences of different lengths, one per segment: its queries are
+    its tokens, its keys the slots it sees with its own last, causal from the end.
+
+    - `key_slots`: indices into all rows' slots, sequence after sequence
+    - `query_ends`, `key_ends`: [sequences + 1], int32, cumulative, from 0; the longest have `max_queries`, `max_keys`
     """
 
     token_ids: Tensor
@@ -48,9 +55,19 @@ class Batch:
     target_rows: Tensor
     target_columns: Tensor
     target_ids: Tensor
+    key_slots: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    max_queries: int
+    max_keys: int
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: each.to(device, non_blocking=True) if isinstance(each, Tensor) else each
+            for name, each in values.items()
+        }
+        return Batch(**moved)
 
     def mask(self) -> Tensor:
         """Which token sees which slot: [rows, tokens, slots], bool. A token of padding sees itself."""
@@ -70,8 +87,9 @@ class _Row:
         self.slots: list[tuple[int, int, int]] = []  # token, position, group
         self.sights: list[tuple[int, int]] = []  # segment, group
         self.targets: list[tuple[int, int]] = []  # column, token id
+        self.groups: list[range] = []  # their slots
+        self.sequences: list[tuple[int, list[int]]] = []  # queries, slots; one per segment
         self.num_segments = 0
-        self.num_groups = 0
 
     def add(self, episode: Episode) -> None:
         first_segment = self.num_segments
@@ -84,10 +102,11 @@ class _Row:
             self.token_ids += segment.token_ids
             self.positions += range(segment.position, segment.position + segment.num_tokens)
             self.segments += [number] * segment.num_tokens
+            self.sequences.append((segment.num_tokens, []))
             for seen, position in (*segment.sees, (index, segment.position)):
                 if (seen, position) not in group_of:
                     group_of[seen, position] = self._add_group(start_of[seen], episode[seen].num_tokens, position)
-                self.sights.append((number, group_of[seen, position]))
+                self._see(number, group_of[seen, position])
         self.num_segments += len(episode)
 
     def pad(self, num_tokens: int) -> None:
@@ -98,13 +117,22 @@ class _Row:
             self.token_ids += [0] * missing
             self.positions += range(missing)
             self.segments += [self.num_segments] * missing
-            self.sights.append((self.num_segments, self._add_group(start, missing, 0)))
+            self.sequences.append((missing, []))
+            self._see(self.num_segments, self._add_group(start, missing, 0))
             self.num_segments += 1
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.groups)
+
+    def _see(self, segment: int, group: int) -> None:
+        self.sights.append((segment, group))
+        self.sequences[-1][1].extend(self.groups[group])
 
     def _add_group(self, start: int, num_tokens: int, position: int) -> int:
         group = self.num_groups
+        self.groups.append(range(len(self.slots), len(self.slots) + num_tokens))
         self.slots += ((start + i, position + i, group) for i in range(num_tokens))
-        self.num_groups += 1
         return group
 
 
@@ -129,6 +157,9 @@ def collate(rows: Sequence[Sequence[Episode]]) -> Batch:
     slots = torch.tensor([row.slots for row in built])
     targets = [(i, column, token_id) for i, row in enumerate(built) for column, token_id in row.targets]
     target_rows, target_columns, target_ids = torch.tensor(targets).T
+    key_slots = [i * num_slots + slot for i, row in enumerate(built) for _, seen in row.sequences for slot in seen]
+    num_queries = [n for row in built for n, _ in row.sequences]
+    num_keys = [len(seen) for row in built for _, seen in row.sequences]
     return Batch(
         torch.tensor([row.token_ids for row in built]),
         torch.tensor([row.positions for row in built]),
@@ -140,6 +171,11 @@ def collate(rows: Sequence[Sequence[Episode]]) -> Batch:
         target_rows,
         target_columns,
         target_ids,
+        torch.tensor(key_slots),
+        _ends(num_queries),
+        _ends(num_keys),
+        max(num_queries),
+        max(num_keys),
     )
 
 
@@ -162,6 +198,10 @@ def pack(pairs: Sequence[Pair], max_tokens: int) -> list[list[Pair]]:
 def both_modes(rows: Sequence[Sequence[Pair]]) -> Batch:
     """Each row twice, in full attention and then in blocks: the first half of the targets is the second half, too."""
     return collate([[pair.full for pair in row] for row in rows] + [[pair.blocks for pair in row] for row in rows])
+
+
+def _ends(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 def _num_tokens(episode: Episode) -> int:

@@ -223,7 +223,13 @@ class Trainer:
             return
         trained = {name: p for name, p in self.language_model.named_parameters() if p.requires_grad}
         unfinished = self._state_path.with_suffix(".tmp")
-        torch.save({"step": self._step, "trained": trained, "optimizer": self._optimizer.state_dict()}, unfinished)
+        state = {
+            "step": self._step,
+            "trained": trained,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+        torch.save(state, unfinished)
         unfinished.replace(self._state_path)
 
     def _resume(self) -> None:
@@ -236,13 +242,12 @@ class Trainer:
                 for name, tensor in state["trained"].items():
                     parameters[name].copy_(tensor)
             self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise TuningError(
                 f"{self._state_path}: belongs to a run with other settings; give another --output, or remove it"
             ) from error
         self._step = state["step"]
-        for _ in range(self._step):
-            self._schedule.step()
 
 
 class _Meter:

@@ -223,7 +223,7 @@ def test_two_processes_with_the_default_model(tmp_path: Path) -> None:
     """After a restart the first utterance to an NPC encodes its final block and nothing else."""
     cache_dir = default_cache_dir()
     checkpoint = resolve(DEFAULT_MODEL, cache_dir)
-    texts = ("Is the signal lamp red or green?", "Thank you.")
+    texts = ("What colour is the signal lamp?", "Thank you.")
     says = [argument for text in texts for argument in ("--say", text)]
     folders = ("--data-dir", tmp_path, "--cache-dir", cache_dir)
     arguments = ("play", NINESTEP, "--npc", "Wick", *says, "--max-tokens", "16", "--json", *folders)

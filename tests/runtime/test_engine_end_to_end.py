@@ -162,7 +162,7 @@ async def test_the_session_and_the_model_agree_on_every_turn(opened: Starter) ->
         await ask(engine, "One?")
         await engine.patch(describe("The wheel turns."))
         await ask(engine, "Two?")
-        stream = engine.say("anna", "Three?", sampling=LONG)
+        stream = engine.say("anna", "Three, and then?", sampling=LONG)
         await anext(aiter(stream))
         stream.cancel()
         await soon(stream.result())

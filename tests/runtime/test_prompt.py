@@ -11,6 +11,7 @@ from npc_engine.config import EngineConfig, SamplingParams
 from npc_engine.dialogue.conversation import ConversationId
 from npc_engine.errors import ContextOverflowError, UtteranceError
 from npc_engine.inference import Model
+from npc_engine.runtime.fidelity import Fidelity
 from npc_engine.runtime.prompt import Prompter, Transcript
 from npc_engine.runtime.session import create_prompter
 from npc_engine.world import EntityId, WorldState
@@ -46,11 +47,41 @@ def test_a_prompt_is_the_template_s_own_rendering(
     )
 
 
-def test_every_block_hangs_behind_the_header_alone(mill_state: WorldState, prompter: Prompter) -> None:
-    """The paper's block, started like every prompt."""
-    prompt = prompter.prompt(mill_state, ANNA, Transcript())
+def test_every_block_hangs_behind_the_header_alone(mill_state: WorldState, tiny_model: Model) -> None:
+    """Fidelity fast: the paper's block, started like every prompt."""
+    prompt = create_prompter(tiny_model, replace(CONFIG, fidelity="fast")).prompt(mill_state, ANNA, Transcript())
     assert prompt.header.parents == ()
     assert {block.parents for block in prompt.blocks[1:]} == {(prompt.header.id,)}
+
+
+def test_balanced_puts_memories_behind_their_owners_sheet(mill_state: WorldState, tiny_model: Model) -> None:
+    """And nothing else behind anything but the header: what is shared stays shared."""
+    prompt = create_prompter(tiny_model, replace(CONFIG, fidelity="balanced")).prompt(mill_state, ANNA, Transcript())
+    sheet = [each.block.id for each in prompt.owned if each.text.section.startswith("sheet/")]
+    for each in prompt.owned:
+        is_memory = each.text.section.startswith("memories/")
+        assert each.block.parents == (prompt.header.id, *(sheet if is_memory else ()))
+
+
+def test_exact_is_full_attention(mill_state: WorldState, tiny_model: Model) -> None:
+    """Every block behind all before it, and what was said is computed again when one of them changes."""
+    prompter = create_prompter(tiny_model, replace(CONFIG, fidelity="exact"))
+    prompt = prompter.prompt(mill_state, ANNA, Transcript(), "Hello.")
+    ids = [block.id for block in prompt.blocks]
+    assert [block.parents for block in prompt.blocks] == [tuple(ids[:i]) for i in range(len(ids))]
+    turn = prompter.turn(prompt, [5, 6, 7], 0)
+    again = prompter.prompt(mill_state, ANNA, Transcript((turn,)), "And?")
+    assert again.turns == (turn,)
+    moved = prompter.assemble([each.text for each in prompt.owned[1:]], Transcript((turn,)), "And?")
+    assert moved.turns[0].token_ids == turn.token_ids
+    assert moved.turns[0].id != turn.id
+
+
+def test_auto_suits_the_model() -> None:
+    """A model that was tuned for blocks needs nothing else."""
+    assert Fidelity.of("auto", is_tuned=True) is Fidelity.FAST
+    assert Fidelity.of("auto", is_tuned=False) is Fidelity.BALANCED
+    assert Fidelity.of("exact", is_tuned=True) is Fidelity.EXACT
 
 
 def test_what_npcs_share_is_one_block(mill_state: WorldState, prompter: Prompter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from npc_engine.dialogue.render import BlockText
 from npc_engine.inference import FinishedOutput, GenerationRequest, InferenceEngine, Model, load_model, resolve
 from npc_engine.runtime.linking import Linking, everything_before, header_only
 from npc_engine.runtime.prompt import Prompter, Transcript
-from npc_engine.tuning import block_attention
+from npc_engine.tuning import block_attention, objective
 from npc_engine.tuning.objective import TargetLogits
 from npc_engine.tuning.rows import collate
 from npc_engine.tuning.samples import Sample, SampleTurn, split_at_changes
@@ -117,3 +118,27 @@ def test_the_modes_differ(folder: Path, tmp_path: Path) -> None:
     sample = Sample(TALK[:2], 2)
     full, blocks = (trained(folder, model, [build(sample)]) for build in (builder.full, builder.blocks))
     assert (full - blocks).abs().max() > 0.01
+
+
+def test_sequences_of_their_own_length_are_the_mask(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU's kernel is given (a sequence per segment, no mask) says the same as the mask."""
+
+    def loop(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, *_: int, **options: Any) -> Tensor:
+        pieces = []
+        for i in range(len(q_ends) - 1):
+            queries, rows = q[q_ends[i] : q_ends[i + 1]], slice(int(k_ends[i]), int(k_ends[i + 1]))
+            keys, values = (x[rows].repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            mask = torch.ones(len(queries), len(keys), dtype=torch.bool).tril(len(keys) - len(queries))
+            scores = torch.einsum("qhd,khd->hqk", queries, keys) * options["scale"]
+            pieces.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), values))
+        return torch.cat(pieces)
+
+    model = load_model(resolve(str(folder), tmp_path), device="cpu", dtype="float32")
+    builder = EpisodeBuilder(model.tokenizer, model.template)
+    episodes = [builder.blocks(sample) for sample in split_at_changes(TALK)]
+    expected = trained(folder, model, episodes)
+    monkeypatch.setattr(block_attention, "varlen_attn", loop)
+    monkeypatch.setattr(objective, "takes_sequences", lambda device, dtype: True)
+    assert (trained(folder, model, episodes) - expected).abs().max() < 1e-4 * expected.abs().max()

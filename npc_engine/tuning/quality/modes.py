@@ -12,6 +12,7 @@ from npc_engine.dialogue.render import BlockText
 from npc_engine.errors import ConfigError
 from npc_engine.inference.attention import ContextWeighting
 from npc_engine.inference.context_policy import ContextPolicy
+from npc_engine.runtime.fidelity import Fidelity
 from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only, own_sheet
 
 _SLOT_TOKENS: Final = 64
@@ -92,6 +93,8 @@ def parse_mode(name: str) -> Mode:
     """A mode by name. Raises :class:`ConfigError` that lists the names."""
     if name in _FIXED:
         return _FIXED[name]
+    if name in set(Fidelity):
+        return Mode(name, f"--fidelity {name}", Fidelity(name).linking)
     if match := _RELINK.fullmatch(name):
         num_tokens = int(match[1])
         policy = ContextPolicy(relink_tokens=num_tokens)
@@ -102,6 +105,5 @@ def parse_mode(name: str) -> Mode:
             weighting = ContextWeighting(temperature, scale)
             summary = f"blocks, attention to them at temperature {temperature:g} and scale {scale:g}"
             return Mode(name, summary, policy=ContextPolicy(weighting=weighting))
-    raise ConfigError(
-        f"--modes: no mode {name!r}; there are {', '.join(_FIXED)}, relink-K (tokens), ape and ape-TEMPERATURE-SCALE"
-    )
+    names = ", ".join((*_FIXED, *Fidelity))
+    raise ConfigError(f"--modes: no mode {name!r}; there are {names}, relink-K (tokens), ape and ape-TEMPERATURE-SCALE")

@@ -1,0 +1,82 @@
+"""The evaluation itself: figures, modes, and the command on a model from a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from npc_engine.cli.main import app
+from npc_engine.config import EngineConfig
+from npc_engine.errors import ConfigError
+from npc_engine.runtime import load
+from npc_engine.tuning import Scene, load_scenes
+from npc_engine.tuning.quality import Share, TurnResult, evaluate, parse_mode
+from npc_engine.tuning.quality.figures import difference
+from npc_engine.tuning.scenes import Kind
+from tests.inference.builders import tiny_checkpoint
+
+DEVELOPMENT = Path(__file__).parents[2] / "data/scenes/evaluation/development.jsonl"
+MODES = (
+    "full,block,sheet-parent,block-no-header,no-position,prompt-cache,superposition,relink-4,ape,fast,balanced,exact"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"), "llama", max_position_embeddings=8192)
+
+
+def short_scenes() -> list[Scene]:
+    return [
+        scene.model_copy(update={"turns": scene.turns[:3], "updates": ()}) for scene in load_scenes(DEVELOPMENT)[:3]
+    ]
+
+
+def test_every_mode_plays_and_differs_from_full_attention(folder: Path, tmp_path: Path) -> None:
+    """Exact is full attention; the others are not; every turn is judged in each."""
+    config = EngineConfig(
+        model=str(folder), cache_dir=tmp_path, data_dir=tmp_path, dtype="float32", max_context_tokens=8000
+    )
+    scenes = short_scenes()
+    result = evaluate(load(config), scenes, [parse_mode(name) for name in MODES.split(",")], config, parallel=2)
+    assert {mode.overall.num_turns for mode in result.modes.values()} == {9}
+    full = result.modes["full"]
+    assert result.modes["exact"].kl_to_full == pytest.approx(0, abs=1e-6)
+    assert [turn.reply for turn in result.modes["exact"].turns] == [turn.reply for turn in full.turns]
+    for name in set(result.modes) - {"full", "exact"}:
+        assert result.modes[name].kl_to_full > 1e-4, name
+        assert result.modes[name].answer_nll > 0
+    assert result.modes["fast"].answer_nll == pytest.approx(result.modes["block"].answer_nll)
+
+
+def test_the_command_takes_a_folder_and_ends_with_json(folder: Path, tmp_path: Path) -> None:
+    """As it would take a hub id."""
+    scenes = tmp_path / "scenes.jsonl"
+    scenes.write_text("\n".join(scene.model_dump_json() for scene in short_scenes()))
+    arguments = ["bench", "quality", "--scenes", str(scenes), "--model", str(folder), "--cache-dir", str(tmp_path)]
+    options = ["--modes", "full,block", "--max-tokens", "8", "--transcripts", str(tmp_path / "turns.jsonl"), "--json"]
+    result = CliRunner().invoke(app, arguments + options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert set(found) >= {"model", "adapter", "modes"}
+    assert set(found["modes"]["block"]) >= {"accuracy", "num_turns", "by_kind", "answer_nll", "kl_to_full", "ttft_ms"}
+    assert len((tmp_path / "turns.jsonl").read_text().splitlines()) == 18
+
+
+def test_an_unknown_mode_lists_the_names() -> None:
+    """One line."""
+    with pytest.raises(ConfigError, match=r"--modes: no mode 'blocks'; there are full, block, .*relink-K"):
+        parse_mode("blocks")
+
+
+def test_shares_and_differences() -> None:
+    """Wilson's interval, and differences that keep scenes together."""
+    assert Share(8, 10).interval == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert Share(0, 0).interval == (0.0, 1.0)
+    better = [TurnResult(str(i // 2), i, Kind.WORLD, "", "", i % 2 == 0) for i in range(20)]
+    worse = [TurnResult(str(i // 2), i, Kind.WORLD, "", "", False) for i in range(20)]
+    assert difference(better, worse) == pytest.approx((0.5, 0.5, 0.5))
+    assert difference(worse, worse) == (0, 0, 0)
