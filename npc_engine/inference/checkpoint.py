@@ -37,6 +37,10 @@ class Checkpoint:
     num_bytes: int
 
 
+PRESETS: Final = {"medium": "Qwen/Qwen2.5-Coder-0.5B-Instruct"}
+"""Short names of models on the hub: Apache-2.0, of a size that suits."""
+
+
 def resolve(
     model: str,
     cache_dir: Path,
@@ -60,6 +64,7 @@ def resolve(
             gguf = embedded.fetch(embedded_model, cache, on_progress=on_progress)
             folder = gguf_convert.convert(gguf, cache, say)
         return open_folder(folder, cache, name=model)
+    model = PRESETS.get(model, model)
     path = Path(model).expanduser()
     if path.is_dir():
         return open_folder(path.absolute(), cache, name=path.absolute().name)

@@ -8,8 +8,8 @@ exact     full attention with a prefix cache     a change costs encoding everyth
 ========  =====================================  =====================================================================
 
 docs/quality.md has the figures. A model that was tuned for blocks needs no more than ``fast``. All three give the same
-reply whenever they are asked; re-linking (:mod:`npc_engine.inference.relinking`) would not, since it depends on how much
-idle time there was, and is left to the evaluation.
+reply whenever they are asked; re-linking (:mod:`npc_engine.inference.relinking`) would not, since it depends on how
+much idle time there was, and is left to the evaluation.
 """
 
 from __future__ import annotations

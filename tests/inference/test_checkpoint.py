@@ -141,6 +141,19 @@ def test_a_hub_id(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(not pattern.endswith(("bin", "*")) for pattern in asked["allow_patterns"])
 
 
+def test_a_preset_is_a_hub_id(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`medium` is fetched by its id."""
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, **_: object) -> str:
+        asked.append(repo_id)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("medium", tmp_path).folder == folder
+    assert asked == ["Qwen/Qwen2.5-Coder-0.5B-Instruct"]
+
+
 def test_a_hub_that_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, with the local folder as the remedy."""
 
