@@ -59,13 +59,21 @@ def quality(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("playing")
+        shown: set[str] = set()
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+            if not screen.is_terminal and stage not in shown:  # a log gets one line per stage
+                shown.add(stage)
+                screen.print(f"playing {stage}")
+
         result = evaluate(
             loaded,
             loaded_scenes,
             parsed,
             config,
             parallel=parallel,
-            on_progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+            on_progress=on_progress,
         )
     if transcripts is not None:
         write_transcripts(transcripts, result)
