@@ -91,10 +91,15 @@ class BatchStream(Dataset[Batch]):
         if rng.random() < variation.substitute:
             line = augment(line, rng)
         if rng.random() < variation.distract:
-            others = rng.sample(self._scenes, min(4, len(self._scenes)))
-            line = with_distractors(line, others, rng, rng.randint(10, variation.max_blocks))
+            line = self._among_others(line, rng, variation.max_blocks)
         turns = vary(line, rng) if rng.random() < variation.reorder else scene_turns(line)
         return list(split_at_changes(turns))
+
+    def _among_others(self, scene: Scene, rng: random.Random, max_blocks: int) -> Scene:
+        # One block of each: the more scenes, the more different neighbours.
+        num_added = rng.randint(1, max(1, max_blocks - len(scene.blocks)))
+        others = rng.sample(self._scenes, min(2 * num_added, len(self._scenes)))
+        return with_distractors(scene, others, rng, num_added)
 
 
 def pair_of(sample: Sample, builder: EpisodeBuilder) -> Pair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,7 @@ from npc_engine.cli.progress import LoadingBar
 
 if TYPE_CHECKING:
     from npc_engine.tuning.quality import QualityResult
+    from npc_engine.tuning.scenes import Scene
 
 _BAR_WIDTH = 50
 
@@ -34,6 +37,9 @@ def quality(
         ),
     ] = "full,block,block-no-header,no-position,prompt-cache,superposition",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first scenes.")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, help="Add blocks of other scenes until each scene has about so many.")
+    ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 16,
     transcripts: Annotated[
         Path | None, typer.Option("--transcripts", metavar="FILE", help="Write every turn there, as JSON Lines.")
@@ -51,7 +57,10 @@ def quality(
     from npc_engine.tuning.scenes import load_scenes
 
     parsed = [parse_mode(name.strip()) for name in modes.split(",")]
-    loaded_scenes = load_scenes(scenes)[:limit]
+    all_scenes = load_scenes(scenes)
+    loaded_scenes = all_scenes[:limit]
+    if blocks is not None:
+        loaded_scenes = tuple(_crowded(scene, all_scenes, blocks) for scene in loaded_scenes)
     config = options.config()
     screen = console(stderr=True)
     with LoadingBar(screen) as loading:
@@ -80,6 +89,16 @@ def quality(
     show(result, console_for_people(as_json=as_json))
     if as_json:
         print_json(result.to_json())
+
+
+def _crowded(scene: Scene, others: Sequence[Scene], num_blocks: int) -> Scene:
+    """The scene among blocks of others, the same ones every time."""
+    from npc_engine.tuning.augment import with_distractors
+
+    rng = random.Random(scene.id)
+    pool = [other for other in others if other.id != scene.id]
+    missing = num_blocks - len(scene.blocks)
+    return with_distractors(scene, rng.sample(pool, len(pool)), rng, missing) if missing > 0 else scene
 
 
 def show(result: QualityResult, screen: Console) -> None:
