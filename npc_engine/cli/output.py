@@ -6,9 +6,12 @@ import io
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+
+from npc_engine.errors import ConfigError
 
 _WIDTH_OF_A_PIPE: Final = 120  # rich would take 80 and fold tables that have room
 
@@ -53,6 +56,14 @@ def printable(text: str) -> str:
 def well_formed(text: str) -> str:
     """A command-line argument as text that can be encoded: bytes that were none become ``?``."""
     return text.encode("utf-8", "replace").decode()
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise :class:`ConfigError` if no file can be written at `path`."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: can't be written ({error.strerror}); give another file") from error
 
 
 def human_bytes(num_bytes: int) -> str:

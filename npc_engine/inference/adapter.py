@@ -41,10 +41,11 @@ class Adapter:
     @classmethod
     def open(cls, folder: Path) -> Adapter:
         """Read an adapter folder. Raises :class:`ModelError` naming the file and the remedy."""
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder / name}: missing; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
         config = read_json(folder / CONFIG_FILE)
         path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            raise ModelError(f"{path}: missing; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -52,6 +52,12 @@ class ChatTemplate:
     stop_ids: frozenset[int]
     has_system_role: bool
 
+    @property
+    def stop_id(self) -> int:
+        """The token that ends a written reply: of `stop_ids`, the one that the template itself writes there."""
+        closing = (token_id for token_id in self.next_user_open if token_id in self.stop_ids)
+        return next(closing, min(self.stop_ids))
+
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
         """The chat template of the checkpoint in `folder`.

@@ -71,16 +71,16 @@ class BatchStream(Dataset[Batch]):
         pairs: list[Pair] = []
         for position in range(start, start + self._lines_per_batch):
             pairs += self._pairs(position)
-        return both_modes(pack(pairs, self._row_tokens))
+        # A conversation that exceeds a row would cost more than it teaches; but a batch is never empty.
+        fitting = [pair for pair in pairs if pair.num_tokens <= self._row_tokens]
+        return both_modes(pack(fitting or [min(pairs, key=lambda pair: pair.num_tokens)], self._row_tokens))
 
     def _pairs(self, position: int) -> list[Pair]:
         epoch, offset = divmod(position, len(self._lines))
         order = random.Random(f"{self._seed} {epoch}").sample(range(len(self._lines)), len(self._lines))
         line = self._lines[order[offset]]
         rng = random.Random(f"{self._seed} {position}")
-        pairs = (pair_of(sample, self._builder) for sample in self._samples(line, rng))
-        # A conversation that exceeds a row would cost more than it teaches.
-        return [pair for pair in pairs if pair.num_tokens <= self._row_tokens]
+        return [pair_of(sample, self._builder) for sample in self._samples(line, rng)]
 
     def _samples(self, line: Line, rng: random.Random) -> list[Sample]:
         if isinstance(line, Sample):

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from npc_engine.errors import TuningError
+
 _FILE: Final = "metrics.csv"
 
 
@@ -34,7 +36,10 @@ class RunLog:
     """Appends reports to ``OUTPUT/metrics.csv`` and ``OUTPUT/tensorboard``."""
 
     def __init__(self, output: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TuningError(f"--output {output}: can't be made ({error.strerror}); give another folder") from error
         self._path = output / _FILE
         self._writer: Any = None
         with contextlib.suppress(ImportError):

@@ -61,9 +61,6 @@ class EpisodeBuilder:
         self._tokenizer = tokenizer
         self._template = template
         self._header = (*template.system_open, *tokenizer.encode_text(header))
-        # Mostly the first token of what the template writes behind a reply.
-        closing = (token_id for token_id in template.next_user_open if token_id in template.stop_ids)
-        self._stop_id = next(closing, min(template.stop_ids))
 
     def full(self, sample: Sample) -> Episode:
         """Full attention: one segment, the whole conversation over the blocks of now."""
@@ -111,7 +108,7 @@ class EpisodeBuilder:
         targets: tuple[Target, ...] = ()
         if index >= len(sample.turns) - sample.num_targets:
             first = len(prompt) - 1  # the token that the reply's first one is predicted from
-            targets = tuple(Target(first + i, token_id) for i, token_id in enumerate((*reply, self._stop_id)))
+            targets = tuple(Target(first + i, token_id) for i, token_id in enumerate((*reply, template.stop_id)))
         return Segment((*prompt, *reply), 0, (), targets)
 
     def _tokens(self, text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from npc_engine.tuning.data import BatchStream, Line, Variation, pairs_of
 from npc_engine.tuning.objective import Losses, TargetLogits, losses
 from npc_engine.tuning.rows import Batch, both_modes, pack
 from npc_engine.tuning.run_log import Report, RunLog
+from npc_engine.tuning.samples import Sample
 from npc_engine.tuning.segments import EpisodeBuilder
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -86,7 +88,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer(checkpoint.folder)
         builder = EpisodeBuilder(tokenizer, ChatTemplate.load(checkpoint.folder, tokenizer))
-        self._lines = lines
+        self._lines = [line for line in lines if isinstance(line, Sample) or line.turns[0].reply]
+        if not self._lines:
+            raise TuningError("--data: there is no reply to learn; give files of samples, or scenes with replies")
         self._builder = builder
         self._development = [both_modes([row]) for row in pack(pairs_of(development, builder), config.row_tokens)]
         self.language_model = self._load()
@@ -235,17 +239,17 @@ class Trainer:
     def _resume(self) -> None:
         if not self._state_path.exists():
             return
-        state = torch.load(self._state_path, map_location=self._accelerator.device, weights_only=True)
         try:
+            state = torch.load(self._state_path, map_location=self._accelerator.device, weights_only=True)
             parameters = dict(self.language_model.named_parameters())
             with torch.no_grad():
                 for name, tensor in state["trained"].items():
                     parameters[name].copy_(tensor)
             self._optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TuningError(
-                f"{self._state_path}: belongs to a run with other settings; give another --output, or remove it"
+                f"{self._state_path}: is damaged, or belongs to a run with other settings; give another --output, or remove it"
             ) from error
         self._step = state["step"]
 

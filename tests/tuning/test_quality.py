@@ -19,9 +19,7 @@ from npc_engine.tuning.scenes import Kind
 from tests.inference.builders import tiny_checkpoint
 
 DEVELOPMENT = Path(__file__).parents[2] / "data/scenes/evaluation/development.jsonl"
-MODES = (
-    "full,block,sheet-parent,block-no-header,no-position,prompt-cache,superposition,relink-4,ape,fast,balanced,exact"
-)
+MODES = "full,block,block-no-header,no-position,prompt-cache,superposition,relink-4,ape,fast,balanced,exact"
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +78,12 @@ def test_shares_and_differences() -> None:
     worse = [TurnResult(str(i // 2), i, Kind.WORLD, "", "", False) for i in range(20)]
     assert difference(better, worse) == pytest.approx((0.5, 0.5, 0.5))
     assert difference(worse, worse) == (0, 0, 0)
+
+
+def test_a_file_for_transcripts_is_tried_first(tmp_path: Path) -> None:
+    """Not after minutes of work."""
+    arguments = ["bench", "quality", "--scenes", str(DEVELOPMENT), "--transcripts", str(tmp_path / "none/turns.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "no-model")])
+    assert result.exit_code == 2
+    assert "--transcripts" in result.output
+    assert "can't be written" in result.output

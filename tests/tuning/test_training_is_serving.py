@@ -60,7 +60,7 @@ def served(model: Model, turns: tuple[SampleTurn, ...], linking: Linking) -> lis
     )
     transcript = Transcript()
     logits = []
-    stop = model.template.next_user_open[0]
+    stop = model.template.stop_id
     for i, turn in enumerate(turns):
         texts = [BlockText(entity_id(Kind.LORE, str(j)), "text", text) for j, text in enumerate(turn.blocks)]
         prompt = prompter.assemble(texts, transcript, turn.player)

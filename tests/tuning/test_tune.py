@@ -94,7 +94,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(checkpoint: Checkpoint, 
 def test_a_run_does_not_go_on_from_another_models_state(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """One line that names the file and the remedy."""
     Trainer(checkpoint, samples(), [], config(tmp_path, num_steps=1)).run()
-    with pytest.raises(TuningError, match=r"state\.pt: belongs to a run with other settings; give another --output"):
+    with pytest.raises(
+        TuningError, match=r"state\.pt: is damaged, or belongs to a run with other settings; give another"
+    ):
         Trainer(checkpoint, samples(), [], config(tmp_path, num_steps=2, lora_rank=4)).run()
 
 
@@ -176,3 +178,32 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path: Path, line: str, expected: 
     with pytest.raises(SampleError, match=expected) as caught:
         read_lines(path)
     assert "\n" not in str(caught.value)
+
+
+def test_conversations_longer_than_a_row_are_still_learned_where_nothing_else_is(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A batch is never empty."""
+    reports: list[Report] = []
+    settings = config(tmp_path, num_steps=1, lines_per_batch=2, row_tokens=64, evaluate_every=1)
+    Trainer(checkpoint, samples(), [], settings, on_report=reports.append).run()
+    assert reports[0].loss_full > 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", b"garbage"])
+def test_a_damaged_state_is_one_line(checkpoint: Checkpoint, tmp_path: Path, damage: bytes) -> None:
+    """It is neither trained over nor a traceback."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/state.pt").write_bytes(damage)
+    with pytest.raises(TuningError, match=r"state\.pt: is damaged, or"):
+        Trainer(checkpoint, samples(), [], config(tmp_path)).run()
+    assert (tmp_path / "run/state.pt").read_bytes() == damage
+
+
+def test_no_data_and_no_room_for_the_result_are_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The option, and what to give instead."""
+    with pytest.raises(TuningError, match=r"--data: there is no reply to learn"):
+        Trainer(checkpoint, [], [], config(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TuningError, match=r"--output .*file/run: can't be made"):
+        Trainer(checkpoint, samples(), [], config(tmp_path, output=tmp_path / "file/run"))

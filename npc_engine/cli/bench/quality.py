@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from npc_engine.cli.options import EngineOptions, JsonOption, takes_engine_options
-from npc_engine.cli.output import console, console_for_people, print_json
+from npc_engine.cli.output import check_writable, console, console_for_people, print_json
 from npc_engine.cli.progress import LoadingBar
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def quality(
         str,
         typer.Option(
             "--modes",
-            help="Comma-separated: full, block, sheet-parent, block-no-header, no-position, prompt-cache, "
-            "superposition, relink-K, ape, ape-TEMPERATURE-SCALE.",
+            help="Comma-separated: full, block, block-no-header, no-position, prompt-cache, "
+            "superposition, balanced, relink-K, ape, ape-TEMPERATURE-SCALE.",
         ),
     ] = "full,block,block-no-header,no-position,prompt-cache,superposition",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first scenes.")] = None,
@@ -58,6 +58,8 @@ def quality(
 
     parsed = [parse_mode(name.strip()) for name in modes.split(",")]
     all_scenes = load_scenes(scenes)
+    if transcripts is not None:
+        check_writable(transcripts, "--transcripts")  # before minutes of work, not after
     loaded_scenes = all_scenes[:limit]
     if blocks is not None:
         loaded_scenes = tuple(_crowded(scene, all_scenes, blocks) for scene in loaded_scenes)

@@ -91,16 +91,17 @@ class ModeResult:
     @property
     def answer_nll(self) -> float:
         """Per token of the reference answers, in nats."""
-        return _per_token(score.nll for score in self.scores) / max(1, self._num_scored)
+        return self._per_token(score.nll for score in self.scores)
 
     @property
     def kl_to_full(self) -> float:
         """Per token of the reference answers, in nats."""
-        return _per_token(score.kl_to_full for score in self.scores) / max(1, self._num_scored)
+        return self._per_token(score.kl_to_full for score in self.scores)
 
-    @property
-    def _num_scored(self) -> int:
-        return sum(score.num_tokens for score in self.scores)
+    def _per_token(self, sums: Iterable[float]) -> float:
+        """NaN where no scene has a reference answer."""
+        num_tokens = sum(score.num_tokens for score in self.scores)
+        return math.fsum(sums) / num_tokens if num_tokens else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """The mode's part of the benchmark's JSON."""
@@ -109,8 +110,8 @@ class ModeResult:
             **_share_json(self.overall),
             "facts": _share_json(self.facts),
             "by_kind": {str(kind): _share_json(each) for kind, each in self.by_kind().items()},
-            "answer_nll": round(self.answer_nll, 4),
-            "kl_to_full": round(self.kl_to_full, 4),
+            "answer_nll": round(self.answer_nll, 4) if self.scores else None,
+            "kl_to_full": round(self.kl_to_full, 4) if self.scores else None,
             "ttft_ms": round(self.ttft_ms, 1),
             "versus_full": [round(value, 4) for value in difference] if difference is not None else None,
         }
@@ -135,10 +136,6 @@ def difference(turns: Sequence[TurnResult], baseline: Sequence[TurnResult], *, r
 
 def _mean(scenes: Sequence[Sequence[int]]) -> float:
     return statistics.fmean(value for scene in scenes for value in scene)
-
-
-def _per_token(values: Iterable[float]) -> float:
-    return math.fsum(values)
 
 
 def _share_json(each: Share) -> dict[str, Any]:

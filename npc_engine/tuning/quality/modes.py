@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,7 @@ from npc_engine.errors import ConfigError
 from npc_engine.inference.attention import ContextWeighting
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.runtime.fidelity import Fidelity
-from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only, own_sheet
+from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only
 
 _SLOT_TOKENS: Final = 64
 
@@ -46,7 +46,13 @@ def _local_positions(blocks: tuple[Block, ...]) -> Layout:
 
 def _slots(blocks: tuple[Block, ...]) -> Layout:
     """Prompt Cache (arXiv 2311.04934): every block in a slot of its own with room to spare."""
-    return _arrange(blocks, lambda block, position: position + -(-block.num_tokens // _SLOT_TOKENS) * _SLOT_TOKENS)
+    positions: list[int] = []
+    end = 0
+    for block in blocks:
+        positions.append(end)
+        size = block.num_tokens
+        end += -(-size // _SLOT_TOKENS) * _SLOT_TOKENS if block is not blocks[0] and _is_context(block) else size
+    return Layout.at(blocks, positions, end)
 
 
 def _parallel(blocks: tuple[Block, ...]) -> Layout:
@@ -61,22 +67,11 @@ def _parallel(blocks: tuple[Block, ...]) -> Layout:
     return Layout.at(blocks, positions, end)
 
 
-def _arrange(blocks: tuple[Block, ...], next_position: Callable[[Block, int], int]) -> Layout:
-    positions: list[int] = []
-    position = 0
-    for i, block in enumerate(blocks):
-        positions.append(position)
-        is_inside = i > 0 and _is_context(block)
-        position = next_position(block, position) if is_inside else position + block.num_tokens
-    return Layout.at(blocks, positions, position)
-
-
 _FIXED: Final = {
     mode.name: mode
     for mode in (
         Mode("full", "full attention: everything behind everything before it", everything_before),
         Mode("block", "the engine's default: blocks behind the header"),
-        Mode("sheet-parent", "memories behind their owner's sheet", own_sheet),
         Mode("block-no-header", "every block entirely alone", _alone),
         Mode("no-position", "keys keep their local positions", policy=ContextPolicy(arrange=_local_positions)),
         Mode("prompt-cache", "fixed slots with gaps, blocks alone", _alone, ContextPolicy(arrange=_slots)),
@@ -85,8 +80,6 @@ _FIXED: Final = {
 }
 _RELINK: Final = re.compile(r"relink-(\d+)")
 _APE: Final = re.compile(r"ape(?:-(\d*\.?\d+)-(\d*\.?\d+))?")
-
-DEFAULT_MODES: Final = ("full", "block", "block-no-header", "no-position", "prompt-cache", "superposition")
 
 
 def parse_mode(name: str) -> Mode:

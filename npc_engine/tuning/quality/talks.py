@@ -98,7 +98,7 @@ class Stage:
         scored: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scenes]
         for talks, turn in self._rounds([_referenced(scene) for scene in scenes], "reference"):
             forced = {
-                key: (*self._model.tokenizer.encode_text(talk.scene.turns[turn].reply), self._stop_id)
+                key: (*self._model.tokenizer.encode_text(talk.scene.turns[turn].reply), self._model.template.stop_id)
                 for key, talk in talks.items()
             }
             self._answer(talks, forced)
@@ -129,12 +129,6 @@ class Stage:
             times.append((time.perf_counter() - start_s) * 1000)
             self._run()
         return times
-
-    @property
-    def _stop_id(self) -> int:
-        template = self._model.template
-        closing = (token_id for token_id in template.next_user_open if token_id in template.stop_ids)
-        return next(closing, min(template.stop_ids))
 
     def _rounds(self, scenes: Sequence[Scene], name: str) -> Iterator[tuple[dict[Key, _Talk], int]]:
         """Turn by turn, the talks that have such a turn, their prompts ready and placed."""
