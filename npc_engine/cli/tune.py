@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from npc_engine.cli.options import DEFAULT_MODEL, CacheDirOption, JsonOption, ModelOption, cache_dir
@@ -33,11 +33,18 @@ def tune(
     model: ModelOption = DEFAULT_MODEL,
     cache: CacheDirOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 1000,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Take this long instead, at most --steps; the learning rate follows the clock."),
+    ] = None,
     rank: Annotated[int, typer.Option(min=0, help="Rank of the LoRA adapter; 0 trains all weights.")] = 64,
     alpha: Annotated[int, typer.Option(min=1, help="Its scale is alpha / rank.")] = 128,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of the adapter's inputs, while training.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Highest rate, after the warm-up.")] = 2e-4,
     kl: Annotated[float, typer.Option(min=0.0, help="Weight of KL(full ‖ blocks) in the loss.")] = 1.0,
+    retrieval: Annotated[
+        float, typer.Option(min=0.0, help="Weight of the loss that says in which blocks answers stand (scenes only).")
+    ] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Conversations per pass and process.")] = 12,
     accumulation: Annotated[int, typer.Option(min=1, help="Passes per step.")] = 1,
     row_tokens: Annotated[int, typer.Option(min=64, help="Tokens that conversations are packed into.")] = 2048,
@@ -78,10 +85,12 @@ def tune(
         lora_dropout=dropout,
         learning_rate=learning_rate,
         num_steps=steps,
+        minutes=minutes,
         lines_per_batch=batch,
         accumulation=accumulation,
         row_tokens=row_tokens,
         kl_weight=kl,
+        retrieval_weight=retrieval,
         precision=precision,
         seed=seed,
         variation=Variation() if augment else None,
@@ -96,19 +105,19 @@ def tune(
     with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
         console=console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task("tuning", total=steps)
+        task = bar.add_task("tuning", total=1.0)
         trainer = Trainer(
             checkpoint,
             lines,
             watched,
             config,
             on_report=lambda report: people.print(_line(report)),
-            on_step=lambda step: bar.update(task, completed=step),
+            on_step=lambda step: bar.update(task, completed=trainer.share_done, description=f"step {step}"),
         )
         trainer.run()
     if not trainer.is_main:
@@ -154,6 +163,8 @@ def _line(report: Report) -> str:
         f"step {report.step}: full {report.loss_full:.3f}, blocks {report.loss_blocks:.3f}, KL {report.kl:.4f}, "
         f"{report.tokens_per_s:,.0f} tokens/s"
     )
+    if report.retrieval:
+        text += f", retrieval {report.retrieval:.3f}"
     if report.dev_full is not None:
         text += f" · development: full {report.dev_full:.3f}, blocks {report.dev_blocks:.3f}, KL {report.dev_kl:.4f}"
     return text

@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from npc_engine.blocks.positions import rotate, tables
+from npc_engine.tuning.retrieval import Retrieval
 from npc_engine.tuning.rows import Batch
 
 _VARLEN_PARAMETERS: Final = inspect.signature(varlen_attn).parameters
@@ -28,20 +29,23 @@ class Slots(NamedTuple):
     """What the attention of every layer needs of a batch.
 
     `batch` says which token each slot is of; `cos`, `sin`: [rows, slots, 1, head_dim], how far each moves; `mask`:
-    [rows, 1, tokens, slots], or None where the kernel takes sequences.
+    [rows, 1, tokens, slots], or None where the kernel takes sequences. `retrieval` gathers what the layers say of it,
+    or is None where nobody asks.
     """
 
     batch: Batch
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
+    retrieval: Retrieval | None
 
     @classmethod
-    def of(cls, batch: Batch, inv_freq: Tensor, *, needs_mask: bool) -> Slots:
+    def of(cls, batch: Batch, inv_freq: Tensor, *, needs_mask: bool, watches_retrieval: bool) -> Slots:
         """inv_freq: [head_dim / 2], without attention scaling: it is in the keys already."""
         distance = batch.slot_positions - batch.positions.gather(1, batch.slot_tokens)
         cos, sin = tables(distance[:, :, None, None].double() * inv_freq.double())
-        return cls(batch, cos, sin, batch.mask()[:, None] if needs_mask else None)
+        mask = batch.mask()[:, None] if needs_mask else None
+        return cls(batch, cos, sin, mask, Retrieval.of(batch) if watches_retrieval else None)
 
 
 def block_attention(
@@ -63,6 +67,8 @@ def block_attention(
     index = slots.batch.slot_tokens[:, :, None, None].expand(-1, -1, key.shape[1], key.shape[3])
     keys = rotate(key.transpose(1, 2).gather(1, index), slots.cos, slots.sin)
     values = value.transpose(1, 2).gather(1, index)
+    if slots.retrieval is not None:
+        slots.retrieval.watch(module, query, keys, scaling)
     if slots.mask is None:
         return _over_sequences(query.transpose(1, 2), keys, values, slots.batch, scaling), None
     group = query.shape[1] // key.shape[1]

@@ -22,8 +22,9 @@ def write_card(folder: Path, model: str, config: TuningConfig, data: str, report
         "",
         f"- Base: {model}",
         f"- Data: {data}",
-        f"- Every conversation in full and in block mode, loss on replies, KL(full ‖ blocks) × {config.kl_weight:g}",
-        f"- {config.num_steps:,} steps of {config.lines_per_batch * config.accumulation} conversations per process, "
+        f"- Every conversation in full and in block mode, loss on replies, KL(full ‖ blocks) × {config.kl_weight:g}, "
+        f"attention to blocks that hold the answer × {config.retrieval_weight:g}",
+        f"- {reports[-1].step:,} steps of {config.lines_per_batch * config.accumulation} conversations per process, "
         f"packed into rows of {config.row_tokens:,} tokens; AdamW, {config.learning_rate:g}, cosine, "
         f"precision {config.precision}, seed {config.seed}",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ class Variation:
     """
 
     substitute: float = 0.9
-    distract: float = 0.4
-    max_blocks: int = 45
+    distract: float = 0.5
+    max_blocks: int = 100
     reorder: float = 0.7
 
 
@@ -96,8 +97,8 @@ class BatchStream(Dataset[Batch]):
         return list(split_at_changes(turns))
 
     def _among_others(self, scene: Scene, rng: random.Random, max_blocks: int) -> Scene:
-        # One block of each: the more scenes, the more different neighbours.
-        num_added = rng.randint(1, max(1, max_blocks - len(scene.blocks)))
+        # Any order of magnitude as often as another. One block of each scene: the neighbours differ the most.
+        num_added = round(math.exp(rng.uniform(0, math.log(max(1, max_blocks - len(scene.blocks))))))
         others = rng.sample(self._scenes, min(2 * num_added, len(self._scenes)))
         return with_distractors(scene, others, rng, num_added)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from npc_engine.tuning.segments import Episode
+from npc_engine.tuning.segments import Episode, Segment
 
 
 class Pair(NamedTuple):
@@ -37,6 +37,10 @@ class Batch:
     - `slot_tokens` (index of the slot's token in its row), `slot_positions`, `slot_groups`: [rows, slots]
     - `sees`: [rows, segments, groups], bool
     - `target_rows`, `target_columns` (of the token that predicts), `target_ids`: [targets]
+    - `token_blocks`: [rows, tokens], which block of its row a token is of, from 1; 0 for header and turns
+    - `lookup_columns`: [rows, lookups], tokens at which an answer begins
+    - `lookup_sources`: [rows, lookups, blocks + 1], bool, the blocks in which it stands; none where a row has fewer
+      lookups than others
 
     The same without a mask, for a kernel that takes sequences of different lengths, one per segment: its queries are
     its tokens, its keys the slots it sees with its own last, causal from the end.
@@ -55,6 +59,9 @@ class Batch:
     target_rows: Tensor
     target_columns: Tensor
     target_ids: Tensor
+    token_blocks: Tensor
+    lookup_columns: Tensor
+    lookup_sources: Tensor
     key_slots: Tensor
     query_ends: Tensor
     key_ends: Tensor
@@ -89,12 +96,16 @@ class _Row:
         self.targets: list[tuple[int, int]] = []  # column, token id
         self.groups: list[range] = []  # their slots
         self.sequences: list[tuple[int, list[int]]] = []  # queries, slots; one per segment
+        self.token_blocks: list[int] = []
+        self.lookups: list[tuple[int, list[int]]] = []  # column, blocks
         self.num_segments = 0
+        self.num_blocks = 0
 
     def add(self, episode: Episode) -> None:
         first_segment = self.num_segments
         start_of: list[int] = []
         group_of: dict[tuple[int, int], int] = {}
+        block_of: dict[str, int] = {}
         for index, segment in enumerate(episode):
             start_of.append(len(self.token_ids))
             number = first_segment + index
@@ -103,11 +114,24 @@ class _Row:
             self.positions += range(segment.position, segment.position + segment.num_tokens)
             self.segments += [number] * segment.num_tokens
             self.sequences.append((segment.num_tokens, []))
+            self._add_spans(segment, start_of[index], block_of)
             for seen, position in (*segment.sees, (index, segment.position)):
                 if (seen, position) not in group_of:
                     group_of[seen, position] = self._add_group(start_of[seen], episode[seen].num_tokens, position)
                 self._see(number, group_of[seen, position])
         self.num_segments += len(episode)
+
+    def _add_spans(self, segment: Segment, start: int, block_of: dict[str, int]) -> None:
+        blocks = [0] * segment.num_tokens
+        for span in segment.spans:
+            if span.text not in block_of:
+                self.num_blocks += 1
+                block_of[span.text] = self.num_blocks
+            blocks[span.start : span.end] = [block_of[span.text]] * (span.end - span.start)
+        self.token_blocks += blocks
+        self.lookups += (
+            (start + lookup.offset, [block_of[text] for text in lookup.sources]) for lookup in segment.lookups
+        )
 
     def pad(self, num_tokens: int) -> None:
         """Fill up with a segment that nothing else sees."""
@@ -115,6 +139,7 @@ class _Row:
         if missing > 0:
             start = len(self.token_ids)
             self.token_ids += [0] * missing
+            self.token_blocks += [0] * missing
             self.positions += range(missing)
             self.segments += [self.num_segments] * missing
             self.sequences.append((missing, []))
@@ -154,6 +179,13 @@ def collate(rows: Sequence[Sequence[Episode]]) -> Batch:
         segments, groups = zip(*row.sights, strict=True)
         sees[i, list(segments), list(groups)] = True
         row.slots += [(0, 0, num_groups - 1)] * (num_slots - len(row.slots))
+    num_lookups = max(len(row.lookups) for row in built)
+    lookup_columns = torch.zeros(len(built), num_lookups, dtype=torch.long)
+    sources = torch.zeros(len(built), num_lookups, max(row.num_blocks for row in built) + 1, dtype=torch.bool)
+    for i, row in enumerate(built):
+        for j, (column, blocks) in enumerate(row.lookups):
+            lookup_columns[i, j] = column
+            sources[i, j, blocks] = True
     slots = torch.tensor([row.slots for row in built])
     targets = [(i, column, token_id) for i, row in enumerate(built) for column, token_id in row.targets]
     target_rows, target_columns, target_ids = torch.tensor(targets).T
@@ -171,6 +203,9 @@ def collate(rows: Sequence[Sequence[Episode]]) -> Batch:
         target_rows,
         target_columns,
         target_ids,
+        torch.tensor([row.token_blocks for row in built]),
+        lookup_columns,
+        sources,
         torch.tensor(key_slots),
         _ends(num_queries),
         _ends(num_keys),

@@ -30,6 +30,8 @@ class Report:
     dev_full: float | None = None
     dev_blocks: float | None = None
     dev_kl: float | None = None
+    retrieval: float | None = None
+    dev_retrieval: float | None = None
 
 
 class RunLog:

@@ -18,11 +18,16 @@ _FORMS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SampleTurn:
-    """An utterance and its reply. `blocks` are the texts that the NPC had when it replied."""
+    """An utterance and its reply.
+
+    `blocks` are the texts that the NPC had when it replied, `sources` those of them in which the answer stands, as far
+    as that is known.
+    """
 
     player: str
     reply: str
     blocks: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,12 @@ from npc_engine.world import entity_id
 
 def scene_blocks(scene: Scene, turn: int) -> tuple[BlockText, ...]:
     """What the NPC knows when this turn begins: world, character, memories, place."""
-    texts = scene.texts_at(turn)
-    return tuple(_blocks(scene, texts))
+    return tuple(blocks_by_id(scene, turn).values())
+
+
+def blocks_by_id(scene: Scene, turn: int) -> dict[str, BlockText]:
+    """:func:`scene_blocks`, each under the id that the scene gives it."""
+    return dict(_blocks(scene, scene.texts_at(turn)))
 
 
 def scene_turns(scene: Scene) -> tuple[SampleTurn, ...]:
@@ -23,23 +27,24 @@ def scene_turns(scene: Scene) -> tuple[SampleTurn, ...]:
     for index, turn in enumerate(scene.turns):
         if not turn.reply:
             break
-        blocks = tuple(block.text for block in scene_blocks(scene, index))
-        turns.append(SampleTurn(turn.player, turn.reply, blocks))
+        texts = {name: block.text for name, block in blocks_by_id(scene, index).items()}
+        sources = tuple(texts[name] for name in turn.needs)
+        turns.append(SampleTurn(turn.player, turn.reply, tuple(texts.values()), sources))
     return tuple(turns)
 
 
-def _blocks(scene: Scene, texts: Mapping[str, str]) -> Iterator[BlockText]:
+def _blocks(scene: Scene, texts: Mapping[str, str]) -> Iterator[tuple[str, BlockText]]:
     npc = entity_id(EntityKind.CHARACTER, "npc")
     for block in scene.world:
-        yield BlockText(entity_id(EntityKind.LORE, block.id), "text", _line(texts[block.id]))
+        yield block.id, BlockText(entity_id(EntityKind.LORE, block.id), "text", _line(texts[block.id]))
     character = scene.character
     for i, block in enumerate(character.sheet):
         identity = f"You are {character.name}, {character.role}. " if i == 0 else ""
-        yield BlockText(npc, f"sheet/{block.id}", _line(identity + texts[block.id]))
+        yield block.id, BlockText(npc, f"sheet/{block.id}", _line(identity + texts[block.id]))
     for block in scene.memories:
-        yield BlockText(npc, f"memories/{block.id}", _line(as_memory(texts[block.id])))
+        yield block.id, BlockText(npc, f"memories/{block.id}", _line(as_memory(texts[block.id])))
     for block in scene.location:
-        yield BlockText(entity_id(EntityKind.PLACE, "here"), block.id, _line(texts[block.id]))
+        yield block.id, BlockText(entity_id(EntityKind.PLACE, "here"), block.id, _line(texts[block.id]))
 
 
 def as_memory(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from npc_engine.dialogue.render import BlockText
 from npc_engine.tuning.samples import SampleTurn
-from npc_engine.tuning.scene_prompt import scene_blocks
+from npc_engine.tuning.scene_prompt import blocks_by_id
 from npc_engine.tuning.scenes import Kind, Scene, SceneTurn
 
 _SHEET_LABELS: Final = ("What you know: ", "Your past: ", "Your personality: ", "What you want: ", "People you know: ")
@@ -26,7 +26,7 @@ def vary(scene: Scene, rng: random.Random) -> tuple[SampleTurn, ...]:
     turns = []
     for index in order:
         turn = scene.turns[index]
-        turns.append(SampleTurn(turn.player, turn.reply, dress.blocks(index)))
+        turns.append(SampleTurn(turn.player, turn.reply, *dress.blocks_and_sources(index)))
     return tuple(turns)
 
 
@@ -66,11 +66,16 @@ class _Dress:
         self._seed = rng.random()
         self._tail = _company(rng) if rng.random() < 0.5 else []
 
-    def blocks(self, turn: int) -> tuple[str, ...]:
-        texts = [self._dressed(block, i) for i, block in enumerate(scene_blocks(self._scene, turn))]
+    def blocks_and_sources(self, turn: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """As in :class:`SampleTurn`."""
+        blocks = blocks_by_id(self._scene, turn)
+        dressed = {name: self._dressed(block, i) for i, (name, block) in enumerate(blocks.items())}
+        texts = list(dressed.values())
         if self._merges:
             texts = self._merged(texts)
-        return (*texts, *self._tail)
+        needed = [dressed[name].rstrip("\n") for name in self._scene.turns[turn].needs]
+        sources = tuple(text for text in texts if any(each in text for each in needed))
+        return (*texts, *self._tail), sources
 
     def _dressed(self, block: BlockText, index: int) -> str:
         rng = random.Random(f"{self._seed} {index}")

@@ -13,11 +13,13 @@ In full attention there is one segment, and every token sees all before it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from npc_engine.dialogue.render import HEADER
 from npc_engine.inference import ChatTemplate, Tokenizer
 from npc_engine.tuning.samples import Sample, SampleTurn
+
+_LOOKUP_TOKENS: Final = 3  # an answer begins with the fact, or close to it
 
 
 class Sight(NamedTuple):
@@ -34,16 +36,33 @@ class Target(NamedTuple):
     token_id: int
 
 
+class Span(NamedTuple):
+    """A block's text, which lies in a segment's tokens from `start` on, up to `end`."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Lookup(NamedTuple):
+    """The token at `offset` of its segment is where an answer begins that stands in these blocks."""
+
+    offset: int
+    sources: tuple[str, ...]
+
+
 class Segment(NamedTuple):
     """Tokens that are computed together, from `position` on.
 
-    Each sees the segments in `sees`, and those before it in this one.
+    Each sees the segments in `sees`, and those before it in this one. `spans` are the blocks that it holds.
     """
 
     token_ids: tuple[int, ...]
     position: int
     sees: tuple[Sight, ...] = ()
     targets: tuple[Target, ...] = ()
+    spans: tuple[Span, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -64,13 +83,21 @@ class EpisodeBuilder:
 
     def full(self, sample: Sample) -> Episode:
         """Full attention: one segment, the whole conversation over the blocks of now."""
-        token_ids = [*self._header, *(each for text in sample.blocks for each in self._tokens(text))]
+        token_ids = [*self._header]
+        spans: list[Span] = []
         targets: list[Target] = []
+        lookups: list[Lookup] = []
+        for text in sample.blocks:
+            tokens = self._tokens(text)
+            spans.append(Span(len(token_ids), len(token_ids) + len(tokens), text))
+            token_ids += tokens
         for i in range(len(sample.turns)):
             turn = self._turn(sample, i)
-            targets += (Target(len(token_ids) + target.offset, target.token_id) for target in turn.targets)
+            start = len(token_ids)
+            targets += (target._replace(offset=start + target.offset) for target in turn.targets)
+            lookups += (lookup._replace(offset=start + lookup.offset) for lookup in turn.lookups)
             token_ids += turn.token_ids
-        return (Segment(tuple(token_ids), 0, (), tuple(targets)),)
+        return (Segment(tuple(token_ids), 0, (), tuple(targets), tuple(spans), tuple(lookups)),)
 
     def blocks(self, sample: Sample) -> Episode:
         """Block attention, as the engine computes it."""
@@ -94,7 +121,9 @@ class EpisodeBuilder:
         for text in turn.blocks:
             if text not in index_of:
                 index_of[text] = len(episode)
-                episode.append(Segment(self._tokens(text), len(self._header), (Sight(0, 0),)))
+                tokens = self._tokens(text)
+                span = Span(0, len(tokens), text)
+                episode.append(Segment(tokens, len(self._header), (Sight(0, 0),), spans=(span,)))
             sights.append(Sight(index_of[text], position))
             position += episode[index_of[text]].num_tokens
         return sights
@@ -106,10 +135,13 @@ class EpisodeBuilder:
         prompt = (*opening, *self._tokens(turn.player), *template.assistant_open)
         reply = self._tokens(turn.reply)
         targets: tuple[Target, ...] = ()
+        lookups: tuple[Lookup, ...] = ()
         if index >= len(sample.turns) - sample.num_targets:
             first = len(prompt) - 1  # the token that the reply's first one is predicted from
             targets = tuple(Target(first + i, token_id) for i, token_id in enumerate((*reply, template.stop_id)))
-        return Segment((*prompt, *reply), 0, (), targets)
+            if turn.sources:
+                lookups = tuple(Lookup(first + i, turn.sources) for i in range(min(_LOOKUP_TOKENS, len(reply))))
+        return Segment((*prompt, *reply), 0, (), targets, lookups=lookups)
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode_text(text))

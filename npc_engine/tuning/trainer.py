@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -35,8 +36,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class TuningConfig:
     """Settings of a run.
 
-    `lora_rank` 0 trains all weights. A step sees ``lines_per_batch * accumulation`` lines per process. `kl_weight`
-    weighs KL(full ‖ blocks). `precision` is ``bf16``, ``fp16`` or ``no``.
+    `lora_rank` 0 trains all weights. With `minutes` a run takes that long and the learning rate follows the clock; then
+    `num_steps` is the most that it takes. A step sees ``lines_per_batch * accumulation`` lines per process. `kl_weight`
+    weighs KL(full ‖ blocks), `retrieval_weight` the loss that says where answers stand. `precision` is ``bf16``,
+    ``fp16`` or ``no``.
     """
 
     output: Path
@@ -46,11 +49,13 @@ class TuningConfig:
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     num_steps: int = 1000
+    minutes: float | None = None
     warmup_share: float = 0.03
     lines_per_batch: int = 12
     accumulation: int = 1
     row_tokens: int = 2048
     kl_weight: float = 1.0
+    retrieval_weight: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "no"
     seed: int = 0
@@ -82,6 +87,9 @@ class Trainer:
         self.config = config
         self.checkpoint = checkpoint
         self._on_report, self._on_step = on_report, on_step
+        self._step = 0
+        self._elapsed_s = 0.0
+        self._since_s = time.monotonic()
         if config.precision not in ("no", "bf16", "fp16"):
             raise TuningError(f"--precision: {config.precision!r} is unknown; it is no, bf16 or fp16")
         self._accelerator = Accelerator(mixed_precision=config.precision)
@@ -94,7 +102,7 @@ class Trainer:
         self._builder = builder
         self._development = [both_modes([row]) for row in pack(pairs_of(development, builder), config.row_tokens)]
         self.language_model = self._load()
-        model = TargetLogits(self.language_model, _inv_freq(checkpoint))
+        model = TargetLogits(self.language_model, _inv_freq(checkpoint), watches_retrieval=config.retrieval_weight > 0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -102,7 +110,6 @@ class Trainer:
         self._model, self._optimizer = self._accelerator.prepare(model, optimizer)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
         self._log = RunLog(config.output) if self.is_main else None
-        self._step = 0
 
     @property
     def is_main(self) -> bool:
@@ -116,13 +123,15 @@ class Trainer:
         batches = iter(self._loader())
         meter = _Meter(accelerator.device)
         self._model.train()
-        while self._step < config.num_steps:
+        self._since_s = time.monotonic() - self._elapsed_s
+        while self.share_done < 1:
             for _ in range(config.accumulation):
                 batch = next(batches).to(accelerator.device)
                 meter.add(self._learn(batch), batch.token_ids.numel() * accelerator.num_processes)
-            self._update()
             self._step += 1
-            is_last = self._step == config.num_steps
+            self._look_at_the_clock()
+            self._update()
+            is_last = self.share_done == 1
             if self._step % config.evaluate_every == 0 or is_last:
                 self._report(meter)
             if self._step % config.save_every == 0 or is_last:
@@ -135,7 +144,7 @@ class Trainer:
         if not self._development:
             return None
         self._model.eval()
-        sums, num_targets = torch.zeros(3), 0
+        sums, num_targets = torch.zeros(len(Losses._fields)), 0
         for batch in self._development:
             on_device = batch.to(self._accelerator.device)
             weight = len(batch.target_ids) // 2
@@ -146,7 +155,9 @@ class Trainer:
 
     def _learn(self, batch: Batch) -> Losses:
         result = losses(self._model(batch), batch)
-        self._accelerator.backward(result.total(self.config.kl_weight) / self.config.accumulation)
+        self._accelerator.backward(
+            result.total(self.config.kl_weight, self.config.retrieval_weight) / self.config.accumulation
+        )
         return Losses(*(each.detach() for each in result))
 
     def _update(self) -> None:
@@ -155,13 +166,28 @@ class Trainer:
         self._schedule.step()
         self._optimizer.zero_grad()
 
-    def _share_of_rate(self, step: int) -> float:
+    def _share_of_rate(self, _: int) -> float:
         """A linear warm-up, then half a cosine."""
-        num_warmup = max(1, round(self.config.warmup_share * self.config.num_steps))
-        if step < num_warmup:
-            return (step + 1) / num_warmup
-        progress = (step - num_warmup) / max(1, self.config.num_steps - num_warmup)
+        config = self.config
+        done = max(self.share_done, 1 / config.num_steps)
+        if done < config.warmup_share:
+            return done / config.warmup_share
+        progress = (done - config.warmup_share) / (1 - config.warmup_share)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run lies behind: 0 to 1."""
+        config = self.config
+        of_time = self._elapsed_s / (60 * config.minutes) if config.minutes is not None else 0.0
+        return min(1.0, max(self._step / config.num_steps, of_time))
+
+    def _look_at_the_clock(self) -> None:
+        """All processes go by the first one's, or they would stop at different steps."""
+        elapsed = torch.tensor(time.monotonic() - self._since_s, device=self._accelerator.device)
+        if self.config.minutes is not None:
+            elapsed = broadcast(elapsed)
+        self._elapsed_s = float(elapsed)
 
     def _loader(self) -> DataLoader[Batch]:
         config, accelerator = self.config, self._accelerator
@@ -207,11 +233,13 @@ class Trainer:
             loss_full=float(means.full),
             loss_blocks=float(means.blocks),
             kl=float(means.kl),
+            retrieval=float(means.retrieval),
             learning_rate=float(self._schedule.get_last_lr()[0]),
             tokens_per_s=tokens_per_s,
             dev_full=float(development.full) if development else None,
             dev_blocks=float(development.blocks) if development else None,
             dev_kl=float(development.kl) if development else None,
+            dev_retrieval=float(development.retrieval) if development else None,
         )
         if self._log is not None:
             self._log.write(report)
@@ -229,6 +257,7 @@ class Trainer:
         unfinished = self._state_path.with_suffix(".tmp")
         state = {
             "step": self._step,
+            "elapsed_s": self._elapsed_s,
             "trained": trained,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -247,18 +276,19 @@ class Trainer:
                     parameters[name].copy_(tensor)
             self._optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
+            self._step, self._elapsed_s = state["step"], state["elapsed_s"]
         except (KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TuningError(
-                f"{self._state_path}: is damaged, or belongs to a run with other settings; give another --output, or remove it"
+                f"{self._state_path}: is damaged, or belongs to a run with other settings; "
+                "give another --output, or remove it"
             ) from error
-        self._step = state["step"]
 
 
 class _Meter:
     """Sums of losses on the device, so that nobody waits for them."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, device=device)
+        self._sums = torch.zeros(len(Losses._fields), device=device)
         self._num_batches = 0
         self._num_tokens = 0
         self._since_s = time.perf_counter()

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from npc_engine.cli.bench.quality import show
 from npc_engine.cli.main import app
 from npc_engine.config import EngineConfig
 from npc_engine.errors import ConfigError
@@ -19,7 +21,7 @@ from npc_engine.tuning.scenes import Kind
 from tests.inference.builders import tiny_checkpoint
 
 DEVELOPMENT = Path(__file__).parents[2] / "data/scenes/evaluation/development.jsonl"
-MODES = "full,block,block-no-header,no-position,prompt-cache,superposition,relink-4,ape,fast,balanced,exact"
+MODES = "full,block,block-no-header,no-position,prompt-cache,superposition,group-60,relink-4,ape,fast,balanced,exact"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,23 @@ def test_the_command_takes_a_folder_and_ends_with_json(folder: Path, tmp_path: P
     assert set(found) >= {"model", "adapter", "modes"}
     assert set(found["modes"]["block"]) >= {"accuracy", "num_turns", "by_kind", "answer_nll", "kl_to_full", "ttft_ms"}
     assert len((tmp_path / "turns.jsonl").read_text().splitlines()) == 18
+
+
+def test_scores_alone_are_the_same_scores(folder: Path, tmp_path: Path) -> None:
+    """Without conversations: no accuracy, the same likelihoods, and the command shows them."""
+    config = EngineConfig(
+        model=str(folder), cache_dir=tmp_path, data_dir=tmp_path, dtype="float32", max_context_tokens=8000
+    )
+    modes = [parse_mode("full"), parse_mode("group-60")]
+    model, scenes = load(config), short_scenes()
+    played, scored = (evaluate(model, scenes, modes, config, parallel=3, plays=plays) for plays in (True, False))
+    for name, result in scored.modes.items():
+        assert (result.turns, result.versus_full) == ((), None)
+        assert result.answer_nll == pytest.approx(played.modes[name].answer_nll)
+        assert result.kl_to_full == pytest.approx(played.modes[name].kl_to_full)
+    screen = Console(record=True, width=100)
+    show(scored, screen)
+    assert "group-60" in screen.export_text()
 
 
 def test_an_unknown_mode_lists_the_names() -> None:

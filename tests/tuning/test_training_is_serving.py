@@ -95,7 +95,7 @@ def trained(folder: Path, model: Model, episodes: list[Episode]) -> Tensor:
     )
     graph = TargetLogits(transformer, model.rope.inv_freq)
     with torch.no_grad():
-        return graph(collate([episodes, episodes[:1]]))
+        return graph(collate([episodes, episodes[:1]])).logits
 
 
 @pytest.mark.parametrize("linking", [header_only, everything_before], ids=["blocks", "full"])

@@ -207,3 +207,43 @@ def test_no_data_and_no_room_for_the_result_are_one_line(checkpoint: Checkpoint,
     (tmp_path / "file").write_text("")
     with pytest.raises(TuningError, match=r"--output .*file/run: can't be made"):
         Trainer(checkpoint, samples(), [], config(tmp_path, output=tmp_path / "file/run"))
+
+
+def test_where_answers_stand_can_be_taught(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With the loss on lookups, attention goes to the blocks that hold the answer; without it, hardly."""
+    told = [
+        replace(each, turns=(replace(turn, sources=tuple(b for b in turn.blocks if turn.reply[:-1] in b)),))
+        for each in samples()
+        for turn in each.turns
+    ]
+    found: dict[float, float] = {}
+    for weight in (0.001, 1.0):
+        settings = config(tmp_path, output=tmp_path / str(weight), retrieval_weight=weight, lora_rank=0)
+        trainer = Trainer(checkpoint, told, told, settings)
+        before = trainer.evaluate()
+        trainer.run()
+        after = trainer.evaluate()
+        assert before is not None
+        assert after is not None
+        found[weight] = float(after.retrieval) / float(before.retrieval)
+    assert found[1.0] < 0.8
+    assert found[1.0] < found[0.001]
+
+
+def test_a_run_that_has_minutes_ends_by_the_clock(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its learning rate comes down with the time, not with steps that it never reaches."""
+    now = [0.0]
+    monkeypatch.setattr("npc_engine.tuning.trainer.time.monotonic", lambda: now[0])
+
+    def tick(_: int) -> None:
+        now[0] += 6.0
+
+    reports: list[Report] = []
+    settings = config(tmp_path, num_steps=1000, minutes=0.5, evaluate_every=1, save_every=1000)
+    Trainer(checkpoint, samples(), [], settings, on_report=reports.append, on_step=tick).run()
+    assert len(reports) == 6
+    rates = [report.learning_rate for report in reports]
+    assert rates[1:] == sorted(rates[1:], reverse=True)  # the first step warms up
+    assert rates[-1] < 0.01 * rates[1]

@@ -33,7 +33,7 @@ def quality(
         typer.Option(
             "--modes",
             help="Comma-separated: full, block, block-no-header, no-position, prompt-cache, "
-            "superposition, balanced, relink-K, ape, ape-TEMPERATURE-SCALE.",
+            "superposition, balanced, group-K, relink-K, ape, ape-TEMPERATURE-SCALE.",
         ),
     ] = "full,block,block-no-header,no-position,prompt-cache,superposition",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first scenes.")] = None,
@@ -41,6 +41,9 @@ def quality(
         int | None, typer.Option(min=1, help="Add blocks of other scenes until each scene has about so many.")
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 16,
+    replies: Annotated[
+        bool, typer.Option(help="Play the conversations; without, only the reference replies are scored: faster.")
+    ] = True,
     transcripts: Annotated[
         Path | None, typer.Option("--transcripts", metavar="FILE", help="Write every turn there, as JSON Lines.")
     ] = None,
@@ -84,6 +87,7 @@ def quality(
             parsed,
             config,
             parallel=parallel,
+            plays=replies,
             on_progress=on_progress,
         )
     if transcripts is not None:
@@ -115,7 +119,8 @@ def show(result: QualityResult, screen: Console) -> None:
     rows |= {str(kind): [mode.by_kind()[kind] for mode in result.modes.values()] for kind in kinds}
     for name, shares in rows.items():
         cells = (f"{100 * share.accuracy:.1f}" if share.num_turns else "" for share in shares)
-        table.add_row(f"{name} ({shares[0].num_turns})", *cells)
+        if shares[0].num_turns:
+            table.add_row(f"{name} ({shares[0].num_turns})", *cells)
     table.add_section()
     for name, attribute in (
         ("answer, nats", "answer_nll"),
@@ -126,9 +131,12 @@ def show(result: QualityResult, screen: Console) -> None:
         table.add_row(name, *(f"{getattr(mode, attribute):.{digits}f}" for mode in result.modes.values()))
     screen.print(table)
     for name, mode in result.modes.items():
+        if not mode.turns:
+            continue
         low, high = mode.overall.interval
         bar = "█" * round(_BAR_WIDTH * mode.overall.accuracy)
         screen.print(
             f"{name:16} {bar:{_BAR_WIDTH}} {100 * mode.overall.accuracy:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         )
-    screen.print("all: turns whose reply passes, with 95 % intervals; facts: world, location, sheet and memory")
+    if any(mode.turns for mode in result.modes.values()):
+        screen.print("all: turns whose reply passes, with 95 % intervals; facts: world, location, sheet and memory")

@@ -32,6 +32,20 @@ def _alone(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tupl
     return ()
 
 
+def _in_groups(num_tokens: int) -> Linking:
+    """Fewer and larger blocks: a group of neighbours sees itself, and is full when it has `num_tokens`."""
+
+    def linking(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tuple[Block, ...]:
+        group: list[Block] = []
+        for each in before:
+            group.append(each.block)
+            if sum(block.num_tokens for block in group) >= num_tokens:
+                group = []
+        return (header, *group)
+
+    return linking
+
+
 def _is_context(block: Block) -> bool:
     """True for the blocks between header and conversation; a turn has all of them as parents."""
     return len(block.parents) <= 1
@@ -79,6 +93,7 @@ _FIXED: Final = {
     )
 }
 _RELINK: Final = re.compile(r"relink-(\d+)")
+_GROUPS: Final = re.compile(r"group-([1-9]\d*)")
 _APE: Final = re.compile(r"ape(?:-(\d*\.?\d+)-(\d*\.?\d+))?")
 
 
@@ -92,6 +107,8 @@ def parse_mode(name: str) -> Mode:
         num_tokens = int(match[1])
         policy = ContextPolicy(relink_tokens=num_tokens)
         return Mode(name, f"blocks, the first {num_tokens} tokens of each computed again in idle time", policy=policy)
+    if match := _GROUPS.fullmatch(name):
+        return Mode(name, f"neighbours encoded together, {match[1]} tokens or more", _in_groups(int(match[1])))
     if match := _APE.fullmatch(name):
         temperature, scale = float(match[1] or 0.9), float(match[2] or 0.95)
         if temperature > 0 and scale > 0:
@@ -99,4 +116,6 @@ def parse_mode(name: str) -> Mode:
             summary = f"blocks, attention to them at temperature {temperature:g} and scale {scale:g}"
             return Mode(name, summary, policy=ContextPolicy(weighting=weighting))
     names = ", ".join((*_FIXED, *Fidelity))
-    raise ConfigError(f"--modes: no mode {name!r}; there are {names}, relink-K (tokens), ape and ape-TEMPERATURE-SCALE")
+    raise ConfigError(
+        f"--modes: no mode {name!r}; there are {names}, relink-K and group-K (tokens), ape and ape-TEMPERATURE-SCALE"
+    )

@@ -52,20 +52,24 @@ def evaluate(
     config: EngineConfig,
     *,
     parallel: int,
+    plays: bool = True,
     on_progress: Callable[[str, int, int], None] = lambda mode, done, total: None,
 ) -> QualityResult:
-    """Play `scenes` in every mode, `parallel` conversations at a time. `on_progress` gets mode, turns done, turns."""
+    """Play `scenes` in every mode, `parallel` conversations at a time; without `plays`, score reference answers only.
+
+    `on_progress` gets mode, turns done, turns.
+    """
     torch.set_num_threads(loaded.model.num_threads)
     chunks = [scenes[start : start + parallel] for start in range(0, len(scenes), parallel)]
     scores = _scores(loaded, chunks, modes, config, on_progress)
     results: dict[str, ModeResult] = {}
     for mode in modes:
         stage = Stage(loaded.model, mode, config)
-        turns = _play(stage, chunks, partial(on_progress, mode.name))
+        turns = _play(stage, chunks, partial(on_progress, mode.name)) if plays else ()
         ttfts = stage.ttfts_ms(scenes[:_NUM_TTFTS], is_full=mode.name == "full")
         stage.close()
         results[mode.name] = ModeResult(mode.name, turns, scores[mode.name], statistics.median(ttfts[2:] or ttfts))
-    if (full := results.get("full")) is not None:
+    if plays and (full := results.get("full")) is not None:
         results = {
             name: replace(result, versus_full=difference(result.turns, full.turns)) if result is not full else result
             for name, result in results.items()
