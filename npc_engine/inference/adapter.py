@@ -100,7 +100,7 @@ def find_adapter(name: str, model: str) -> Adapter | None:
     if name == "none":
         return None
     if name == "default":
-        folder = SHIPPED / model
+        folder = SHIPPED / model.rpartition("/")[2].lower()  # a hub id's last part
         return Adapter.open(folder) if (folder / CONFIG_FILE).is_file() else None
     folder = Path(name).expanduser()
     if not folder.is_dir():

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from npc_engine.blocks import Block, Layout
 from npc_engine.inference.attention import ContextWeighting
+from npc_engine.inference.relinking import RelinkExtent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextPolicy:
     """The defaults are what is served; the rest is for models that were not tuned for blocks, and for experiments.
 
-    `arrange` gives blocks their positions. `relink_tokens` tokens of each block are computed again in idle time, once
-    its context stands. `weighting` changes how much attention goes to the blocks.
+    `arrange` gives blocks their positions. `relink` says which tokens are computed again in idle time, once a
+    context stands. `weighting` changes how much attention goes to the blocks.
     """
 
     arrange: Callable[[tuple[Block, ...]], Layout] = Layout.of
-    relink_tokens: int = 0
+    relink: RelinkExtent | None = None
     weighting: ContextWeighting | None = None

@@ -307,9 +307,9 @@ class InferenceEngine:
         layout = self._policy.arrange((*warm_up.blocks, *warm_up.turns))
         if not holding.hold(placement.block for placement in context.stale(layout)):
             context.place(layout, self._cache.get)
-            if self._policy.relink_tokens:
+            if self._policy.relink is not None:
                 self._relinking[warm_up.conversation] = Relinking(
-                    self._model.decoder, self._model.rope, context, self._policy.relink_tokens
+                    self._model.decoder, self._model.rope, context, self._policy.relink
                 )
 
     def _relink(self) -> None:

@@ -1,11 +1,16 @@
-"""Re-linking: the first tokens of each block, computed again with everything in front of them in sight.
+"""Re-linking: some tokens of the blocks, computed again with everything in front of them in sight.
 
 Blocks that were encoded alone each begin as if nothing stood before them. Computing their first tokens again, where
-they lie, removes most of that (LegoLink of EPIC, arXiv 2410.15332). It depends on the layout, so it belongs to an
-assembled context, is done in idle time and is lost behind a block that changes.
+they lie, removes much of that (LegoLink of EPIC, arXiv 2410.15332); so does computing those again whose keys would
+change the most (CacheBlend, arXiv 2405.16444). It depends on the layout, so it belongs to an assembled context, is done
+in idle time and is lost behind a block that changes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
@@ -17,41 +22,73 @@ from npc_engine.inference.context import AssembledContext
 from npc_engine.inference.decoder import Decoder
 from npc_engine.inference.rope import RotaryTable
 
+_PROBED_LAYERS: Final = 2  # the first layer's keys depend on the token alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelinkExtent:
+    """How much is computed again: the first `num_tokens` of every block, or the `share` that deviates most."""
+
+    num_tokens: int = 0
+    share: float = 0.0
+
+
+class _Token(NamedTuple):
+    row: int
+    position: int
+    token_id: int
+
 
 class Relinking:
-    """Recomputes the first `num_tokens` tokens of every block behind the header, one layer at a time.
+    """Recomputes tokens of the blocks behind the header, one layer at a time.
 
-    Nothing in the context changes before :meth:`commit`; the job is void once the context is placed anew.
+    To find those that deviate most it first computes all of them for two layers. Nothing in the context changes before
+    :meth:`commit`; the job is void once the context is placed anew.
     """
 
-    def __init__(self, decoder: Decoder, rope: RotaryTable, context: AssembledContext, num_tokens: int) -> None:
+    def __init__(self, decoder: Decoder, rope: RotaryTable, context: AssembledContext, extent: RelinkExtent) -> None:
         self._decoder = decoder
+        self._rope = rope
         self._context = context
+        self._share = extent.share
         self.placements = context.placed
-        heads = [_head(placement, num_tokens) for placement in self.placements[max(1, context.num_relinked) :]]
-        token_ids = [token_id for placement, n in heads for token_id in placement.block.token_ids[:n]]
-        rows = [row for placement, n in heads for row in range(placement.row, placement.row + n)]
-        self._rows = torch.tensor(rows, dtype=torch.long, device=decoder.device)
-        cos_sin = rope.at([(placement.position, placement.position + n) for placement, n in heads] or [(0, 1)])
-        self._cos, self._sin = cos_sin
-        self._mask = self._visible(context.num_tokens)
+        unlinked = self.placements[max(1, context.num_relinked) :]
+        self._begin([token for each in unlinked for token in _tokens(each, extent)])
+
+    def _begin(self, tokens: Sequence[_Token]) -> None:
+        device = self._decoder.device
+        self._tokens = tokens
+        self._rows = torch.tensor([token.row for token in tokens], dtype=torch.long, device=device)
+        self._cos, self._sin = self._rope.at([(t.position, t.position + 1) for t in tokens] or [(0, 1)])
+        self._mask = self._visible(self._context.num_tokens)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._hidden = decoder.embed(torch.tensor(token_ids, dtype=torch.long, device=decoder.device))
+        token_ids = [token.token_id for token in tokens]
+        self._hidden = self._decoder.embed(torch.tensor(token_ids, dtype=torch.long, device=device))
 
     @property
     def is_done(self) -> bool:
-        return not len(self._rows) or len(self._keys) == self._decoder.config.num_layers
+        return not self._tokens or (not self._share and len(self._keys) == self._decoder.config.num_layers)
 
     def advance(self) -> None:
         """Run one layer."""
         self._hidden = self._decoder.layer(len(self._keys), self._hidden, self._attend)
+        if self._share and len(self._keys) == min(_PROBED_LAYERS, self._decoder.config.num_layers):
+            chosen = self._most_deviating(round(self._share * len(self._tokens)))
+            self._share = 0.0
+            self._begin(chosen)
+
+    def _most_deviating(self, number: int) -> list[_Token]:
+        layer = len(self._keys) - 1
+        cached, _ = self._context.rows_of(layer)
+        deviation = (self._keys[layer] - cached[:, self._rows]).float().square().sum(dim=(0, 2))
+        return [self._tokens[i] for i in sorted(deviation.topk(number).indices.tolist())]
 
     def commit(self) -> bool:
         """Write the new keys and values, unless the context has changed meanwhile. Returns whether it was done."""
         if self._context.placed != self.placements:
             return False
-        if len(self._rows):
+        if self._tokens:
             kv = BlockKV(torch.stack(self._keys), torch.stack(self._values))
             self._context.relink(self._rows, kv, self.placements)
         return True
@@ -84,7 +121,11 @@ class Relinking:
         return torch.cat([seen_old, self._rows <= self._rows[:, None]], dim=1)
 
 
-def _head(placement: Placement, num_tokens: int) -> tuple[Placement, int]:
-    """A block and how many of its tokens are recomputed. A turn was computed behind everything: none."""
-    is_turn = len(placement.block.parents) > 1
-    return placement, 0 if is_turn else min(num_tokens, placement.block.num_tokens)
+def _tokens(placement: Placement, extent: RelinkExtent) -> Iterator[_Token]:
+    """What may be recomputed of a block. A turn was computed behind everything: nothing."""
+    block = placement.block
+    if len(block.parents) > 1:
+        return
+    number = block.num_tokens if extent.share else min(extent.num_tokens, block.num_tokens)
+    for offset, token_id in enumerate(block.token_ids[:number]):
+        yield _Token(placement.row + offset, placement.position + offset, token_id)

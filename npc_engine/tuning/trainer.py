@@ -117,7 +117,16 @@ class Trainer:
         return bool(self._accelerator.is_main_process)
 
     def run(self) -> None:
-        """Train to the last step."""
+        """Train to the last step. Raises :class:`TuningError` where memory does not suffice."""
+        try:
+            self._run()
+        except torch.OutOfMemoryError as error:
+            raise TuningError(
+                f"step {self._step + 1} does not fit into the GPU's memory; halve --batch or --row-tokens and double "
+                "--accumulation. What was saved last is resumed by the same command"
+            ) from error
+
+    def _run(self) -> None:
         config, accelerator = self.config, self._accelerator
         self._resume()
         batches = iter(self._loader())

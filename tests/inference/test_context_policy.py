@@ -8,7 +8,7 @@ import torch
 from npc_engine.blocks import Block, Layout
 from npc_engine.inference.attention import ContextWeighting
 from npc_engine.inference.context import AssembledContext
-from npc_engine.inference.relinking import Relinking
+from npc_engine.inference.relinking import RelinkExtent, Relinking
 from tests.inference.builders import tiny_checkpoint
 from tests.inference.harness import CPU, Harness
 
@@ -25,9 +25,10 @@ def blocks_of(ours: Harness, *texts: list[int]) -> list[Block]:
     return [header, *(ours.block(text, header) for text in texts)]
 
 
-def relink(ours: Harness, context: AssembledContext, num_tokens: int) -> None:
+def relink(ours: Harness, context: AssembledContext, num_tokens: int = 0, share: float = 0.0) -> None:
     with torch.inference_mode():
-        job = Relinking(ours.decoder, ours.rope, context, num_tokens)
+        extent = RelinkExtent(num_tokens=num_tokens, share=share)
+        job = Relinking(ours.decoder, ours.rope, context, extent)
         while not job.is_done:
             job.advance()
         assert job.commit()
@@ -45,6 +46,26 @@ def test_relinking_every_token_is_full_attention(ours: Harness) -> None:
         distances.append(float((ours.run(context, FINAL) - full).abs().max()))
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 1e-4
+
+
+def test_relinking_what_deviates_most(ours: Harness) -> None:
+    """Of the second layer's keys, against those of full attention; all of it is full attention."""
+    blocks = blocks_of(ours, A, B, [41, 42, 43, 44, 45, 46])
+    ours.encode(blocks)
+    tokens = [*HEADER, *A, *B, 41, 42, 43, 44, 45, 46]
+    whole = ours.assembled(Layout.of([]))
+    expected = ours.run(whole, [*tokens, *FINAL])[-len(FINAL) :]
+    context = ours.assembled(Layout.of(blocks))
+    n = context.num_tokens
+    deviation = (whole.rows_of(1)[0][:, :n] - context.rows_of(1)[0]).square().sum(dim=(0, 2))
+    before = context.rows_of(1)[0].clone()
+    relink(ours, context, share=0.3)
+    changed = (context.rows_of(1)[0] - before).abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    assert changed == sorted(deviation.topk(round(0.3 * (n - len(HEADER)))).indices.tolist())
+
+    context = ours.assembled(Layout.of(blocks))
+    relink(ours, context, share=1.0)
+    assert (ours.run(context, FINAL) - expected).abs().max() < 1e-4
 
 
 def test_behind_a_change_relinking_is_undone(ours: Harness) -> None:
@@ -68,7 +89,7 @@ def test_a_relinking_is_void_once_the_context_has_changed(ours: Harness) -> None
     ours.encode([*before, *after])
     context = ours.assembled(Layout.of(before))
     with torch.inference_mode():
-        job = Relinking(ours.decoder, ours.rope, context, 2)
+        job = Relinking(ours.decoder, ours.rope, context, RelinkExtent(num_tokens=2))
         job.advance()
         context.place(Layout.of(after), ours.cache.get)
         while not job.is_done:

@@ -21,7 +21,10 @@ from npc_engine.tuning.scenes import Kind
 from tests.inference.builders import tiny_checkpoint
 
 DEVELOPMENT = Path(__file__).parents[2] / "data/scenes/evaluation/development.jsonl"
-MODES = "full,block,block-no-header,no-position,prompt-cache,superposition,group-60,relink-4,ape,fast,balanced,exact"
+MODES = (
+    "full,block,block-no-header,no-position,prompt-cache,superposition,group-60,relink-4,relink-30%,ape,"
+    "fast,balanced,exact"
+)
 
 
 @pytest.fixture(scope="module")

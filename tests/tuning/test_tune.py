@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +250,39 @@ def test_a_run_that_has_minutes_ends_by_the_clock(
     rates = [report.learning_rate for report in reports]
     assert rates[1:] == sorted(rates[1:], reverse=True)  # the first step warms up
     assert rates[-1] < 0.01 * rates[1]
+
+
+def test_too_little_memory_is_one_line(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which options to change."""
+
+    def learn(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 238.00 MiB.")
+
+    monkeypatch.setattr(Trainer, "_learn", learn)
+    with pytest.raises(TuningError, match=r"step 1 does not fit into the GPU's memory; halve --batch"):
+        Trainer(checkpoint, samples(), [], config(tmp_path)).run()
+
+
+def test_several_processes_tune_one_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As ``accelerate launch`` starts them: one log, one adapter, and gradients that are shared."""
+    data = tmp_path / "data.jsonl"
+    turns = [sample.turns[0] for sample in samples()]
+    lines = [{"blocks": list(turn.blocks), "final": turn.player, "reply": turn.reply} for turn in turns]
+    data.write_text("\n".join(json.dumps(line) for line in lines))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = ["-m", "npc_engine", "tune", "--data", str(data), "--output", str(tmp_path / "out"), "--rank", "4"]
+    options = ["--model", str(checkpoint.folder), "--steps", "6", "--batch", "4", "--evaluate-every", "3", "--json"]
+    process = subprocess.run(
+        [*command, *arguments, *options, "--learning-rate", "5e-3"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    reports = read_reports(tmp_path / "out")
+    assert [report.step for report in reports] == [3, 6]
+    assert reports[1].loss_full < reports[0].loss_full
+    assert json.loads(process.stdout.splitlines()[-1])["step"] == 6
+    Adapter.open(tmp_path / "out/result")

@@ -12,6 +12,7 @@ from npc_engine.dialogue.render import BlockText
 from npc_engine.errors import ConfigError
 from npc_engine.inference.attention import ContextWeighting
 from npc_engine.inference.context_policy import ContextPolicy
+from npc_engine.inference.relinking import RelinkExtent
 from npc_engine.runtime.fidelity import Fidelity
 from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only
 
@@ -92,7 +93,7 @@ _FIXED: Final = {
         Mode("superposition", "blocks at parallel positions", policy=ContextPolicy(arrange=_parallel)),
     )
 }
-_RELINK: Final = re.compile(r"relink-(\d+)")
+_RELINK: Final = re.compile(r"relink-([1-9]\d*)(%?)")
 _GROUPS: Final = re.compile(r"group-([1-9]\d*)")
 _APE: Final = re.compile(r"ape(?:-(\d*\.?\d+)-(\d*\.?\d+))?")
 
@@ -104,9 +105,10 @@ def parse_mode(name: str) -> Mode:
     if name in set(Fidelity):
         return Mode(name, f"--fidelity {name}", Fidelity(name).linking)
     if match := _RELINK.fullmatch(name):
-        num_tokens = int(match[1])
-        policy = ContextPolicy(relink_tokens=num_tokens)
-        return Mode(name, f"blocks, the first {num_tokens} tokens of each computed again in idle time", policy=policy)
+        number, is_share = int(match[1]), bool(match[2])
+        which = f"the {number} % of tokens that deviate most" if is_share else f"the first {number} tokens of each"
+        extent = RelinkExtent(share=min(1.0, number / 100)) if is_share else RelinkExtent(num_tokens=number)
+        return Mode(name, f"blocks, {which} computed again in idle time", policy=ContextPolicy(relink=extent))
     if match := _GROUPS.fullmatch(name):
         return Mode(name, f"neighbours encoded together, {match[1]} tokens or more", _in_groups(int(match[1])))
     if match := _APE.fullmatch(name):
@@ -117,5 +119,6 @@ def parse_mode(name: str) -> Mode:
             return Mode(name, summary, policy=ContextPolicy(weighting=weighting))
     names = ", ".join((*_FIXED, *Fidelity))
     raise ConfigError(
-        f"--modes: no mode {name!r}; there are {names}, relink-K and group-K (tokens), ape and ape-TEMPERATURE-SCALE"
+        f"--modes: no mode {name!r}; there are {names}, relink-K and group-K (tokens), relink-P% (of the tokens), ape "
+        "and ape-TEMPERATURE-SCALE"
     )
