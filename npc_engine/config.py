@@ -12,6 +12,7 @@ from npc_engine.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 FIDELITIES = ("auto", "fast", "balanced", "exact")
+ATTENTIONS = ("auto", "buffers", "sdpa", "triton")
 
 
 def default_data_dir() -> Path:
@@ -64,11 +65,13 @@ class EngineConfig:
     ``default`` (what comes with the model, if anything does) or ``none``; `dtype` None lets the device decide (bfloat16
     where the processor has it in hardware, else float32). `fidelity` says how close to full attention prompts are
     (:mod:`npc_engine.runtime.fidelity`); ``auto`` is ``fast`` for a model with an adapter, ``balanced`` without.
+    `attention` says how conversations keep their contexts (:func:`npc_engine.inference.context_kind.open_memory`).
     """
 
     model: str = DEFAULT_MODEL
     adapter: str = "default"
     fidelity: str = "auto"
+    attention: str = "auto"
     device: str = "cpu"
     dtype: str | None = None
     num_threads: int | None = None
@@ -88,6 +91,7 @@ class EngineConfig:
         for name in ("max_block_memory", "max_context_memory", "max_store_size", "max_utterance_tokens"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _check("max_context_tokens", self.max_context_tokens, self.max_context_tokens >= 64, "at least 64")
+        _check("attention", self.attention, self.attention in ATTENTIONS, f"one of {', '.join(ATTENTIONS)}")
         _check("fidelity", self.fidelity, self.fidelity in FIDELITIES, f"one of {', '.join(FIDELITIES)}")
         threads = self.num_threads
         _check("num_threads", threads, threads is None or threads >= 1, "at least 1")

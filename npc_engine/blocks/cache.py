@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from npc_engine.blocks.block import Block, BlockId
-from npc_engine.blocks.kv import BlockKV, KVShape
+from npc_engine.blocks.kv import BlockKV, KVMemory, KVShape, SeparateKV
 from npc_engine.blocks.pool import BlockPool
 from npc_engine.blocks.store import BlockStore
 from npc_engine.blocks.writer import StoreWriter
@@ -43,12 +43,21 @@ class BlockCache:
     again. For one thread, :meth:`flush` aside.
     """
 
-    def __init__(self, shape: KVShape, device: torch.device, *, max_bytes: int, store: BlockStore | None) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        device: torch.device,
+        *,
+        max_bytes: int,
+        store: BlockStore | None,
+        memory: KVMemory | None = None,
+    ) -> None:
+        """`memory` has room for blocks of `max_bytes`; None gives every block tensors of its own."""
         self.shape = shape
+        self.memory: KVMemory = memory or SeparateKV(shape)
         self._device = device
         self._store = store
         self._pool = BlockPool(max_bytes)
-        self._kv: dict[BlockId, BlockKV] = {}
         self._writer = StoreWriter(store) if store is not None else None
         self._pinned: set[BlockId] = set()
         self._num_loaded = 0
@@ -102,7 +111,7 @@ class BlockCache:
 
     def get(self, block_id: BlockId) -> BlockKV:
         """Keys and values of a block that is in memory. Valid while the block is held."""
-        return self._kv[block_id]
+        return self.memory.get(block_id)
 
     def flush(self) -> None:
         """Wait until every block is on disk; may be called from another thread.
@@ -133,7 +142,6 @@ class BlockCache:
     def check_integrity(self) -> None:
         """Assert every invariant; for tests."""
         self._pool.check_integrity()
-        assert set(self._kv) == set(self._pool)
 
     def _load(self, block: Block) -> bool:
         if self._store is None or self._writer is None:
@@ -150,11 +158,11 @@ class BlockCache:
         return True
 
     def _insert(self, block: Block, kv: BlockKV) -> None:
-        evicted = self._pool.allocate(block.id, kv.num_bytes)
+        evicted = self._pool.allocate(block.id, self.memory.num_bytes_for(block.num_tokens))
         for block_id in evicted:
-            del self._kv[block_id]
+            self.memory.remove(block_id)
         self._num_evicted += len(evicted)
-        self._kv[block.id] = kv
+        self.memory.insert(block.id, kv)
         self._pool.commit(block.id)
         if block.id in self._pinned:
             self._pool.pin(block.id)

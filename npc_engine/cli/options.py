@@ -44,6 +44,15 @@ FidelityOption = Annotated[
         rich_help_panel="Model",
     ),
 ]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        "--attention",
+        metavar="WAY",
+        help="buffers (one per conversation), sdpa or triton (shared pages; triton on a GPU), or auto (buffers).",
+        rich_help_panel="Model",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.", rich_help_panel="Model")
 ]
@@ -109,6 +118,7 @@ class EngineOptions:
     model: ModelOption = _DEFAULTS.model
     adapter: AdapterOption = _DEFAULTS.adapter
     fidelity: FidelityOption = _DEFAULTS.fidelity
+    attention: AttentionOption = _DEFAULTS.attention
     device: DeviceOption = _DEFAULTS.device
     dtype: DTypeOption = None
     threads: Annotated[
@@ -209,6 +219,7 @@ class EngineOptions:
             model=self.model,
             adapter=self.adapter,
             fidelity=self.fidelity,
+            attention=self.attention,
             device=self.device,
             dtype=self.dtype,
             num_threads=self.threads,

@@ -13,6 +13,7 @@
 from npc_engine.inference.adapter import Adapter, find_adapter
 from npc_engine.inference.chat_template import ChatTemplate
 from npc_engine.inference.checkpoint import Checkpoint, resolve
+from npc_engine.inference.context_kind import open_memory
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.engine import InferenceEngine, WarmUp
 from npc_engine.inference.model import Model, load_model
@@ -50,5 +51,6 @@ __all__ = [
     "WarmedOutput",
     "find_adapter",
     "load_model",
+    "open_memory",
     "resolve",
 ]

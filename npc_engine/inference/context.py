@@ -59,14 +59,18 @@ class AssembledContext:
     def num_bytes(self) -> int:
         return self._kv.num_bytes
 
+    @property
+    def holds_blocks(self) -> bool:
+        return False  # it has copies
+
     def stale(self, layout: Layout) -> list[Placement]:
         """The placements of `layout` that are not in the buffer yet."""
         outdated = set(self._relinked[self._num_still_linked(layout) :])
         placed = set(self._placed) - outdated
         return [placement for placement in layout.placements if placement not in placed]
 
-    def place(self, layout: Layout, kv_of: Callable[[BlockId], BlockKV]) -> int:
-        """Make the buffer hold exactly `layout`.
+    def place(self, layout: Layout, kv_of: Callable[[BlockId], BlockKV], room: int = 0) -> int:
+        """Make the buffer hold exactly `layout`, and `room` for tokens behind it.
 
         `kv_of` gives the cached blocks. Returns the tokens that were copied.
         """
@@ -74,7 +78,7 @@ class AssembledContext:
         self._relinked = self._relinked[: self._num_still_linked(layout)]
         self._placed = []  # stays true if a copy fails midway
         self._num_rows, self._position = layout.num_tokens, layout.end
-        self._reserve(layout.num_tokens)
+        self._reserve(layout.num_tokens + room)
         for placement in stale:
             k, v = kv_of(placement.block.id)
             self._kv.k[:, :, placement.rows] = shift(k, placement.delta, self._inv_freq)
@@ -94,6 +98,11 @@ class AssembledContext:
         self._num_rows, self._position = placement.rows.stop, placement.end
         k, v = self._kv.k[:, :, placement.rows], self._kv.v[:, :, placement.rows]
         return BlockKV(shift(k, -placement.delta, self._inv_freq).clone(), v.clone())
+
+    def close(self) -> None:
+        """Give the memory back; the context is over."""
+        self._placed, self._relinked = [], ()
+        self._kv = self._shape.empty(0, self._device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self._num_rows + q.shape[0]

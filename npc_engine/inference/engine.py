@@ -12,10 +12,10 @@ from torch import Tensor
 
 from npc_engine.blocks import Block, BlockCache, BlockId, CacheStats, Tier
 from npc_engine.errors import BlockMemoryError, ContextOverflowError, NpcEngineError
-from npc_engine.inference.attention import BatchAttention
 from npc_engine.inference.context import AssembledContext
+from npc_engine.inference.context_kind import AssembledContexts, ContextKind
 from npc_engine.inference.context_policy import ContextPolicy
-from npc_engine.inference.context_pool import ContextPool
+from npc_engine.inference.context_pool import ContextPool, ConversationContext
 from npc_engine.inference.encoding import EncodingQueue
 from npc_engine.inference.holding import Holding
 from npc_engine.inference.model import Model
@@ -72,7 +72,9 @@ class InferenceEngine:
         *,
         max_context_memory: int,
         policy: ContextPolicy = ContextPolicy(),  # noqa: B008 - immutable
+        kind: ContextKind | None = None,
     ) -> None:
+        """`kind` None: an assembled context for every conversation. `policy` is for those."""
         torch.set_num_threads(model.num_threads)
         self._policy = policy
         self._model = model
@@ -82,7 +84,8 @@ class InferenceEngine:
         self._encoding = EncodingQueue(model.decoder, model.rope, cache)
         self._warming: dict[Hashable, _Warming] = {}
         self._relinking: dict[Hashable, Relinking] = {}
-        self._contexts = ContextPool(self._new_context, max_context_memory)
+        self._kind = kind or AssembledContexts(cache.shape, model.rope, model.decoder.device, policy)
+        self._contexts = ContextPool(self._kind.create, max_context_memory)
 
     @property
     def has_work(self) -> bool:
@@ -115,7 +118,11 @@ class InferenceEngine:
     def full_prefill(self, token_ids: tuple[int, ...]) -> int:
         """The baseline: this whole prompt with full attention, nothing cached. Returns the likeliest next token."""
         with torch.inference_mode():
-            return int(self._forward([self._new_context()], [token_ids])[-1].argmax())
+            context = self._kind.create()
+            try:
+                return int(self._forward([context], [token_ids])[-1].argmax())
+            finally:
+                context.close()
 
     def pin(self, block: Block) -> None:
         """Keep a block in memory from the time it is there."""
@@ -169,7 +176,9 @@ class InferenceEngine:
                 return []
             return self._prefill(sequence)
         except BlockMemoryError as error:
-            # Warm-ups hold memory, too. Somebody who speaks needs it more: try again without them.
+            # Warm-ups and idle conversations hold memory, too. Somebody who speaks needs it more.
+            if self._contexts.drop_oldest():
+                return []
             return self._give_up_warming() or self._fail(sequence, error)
         except ContextOverflowError as error:
             return self._fail(sequence, error)
@@ -192,7 +201,11 @@ class InferenceEngine:
             )
         self._relinking.pop(request.conversation, None)  # never on the path of an utterance
         context = self._contexts.take(request.conversation)
-        context.place(layout, self._cache.get)
+        try:
+            context.place(layout, self._cache.get, room=num_tokens - layout.end)
+        except BlockMemoryError:
+            self._contexts.put_back(request.conversation)
+            raise
         self._remove(sequence)
         self._running.append(sequence)
         sequence.start(context)
@@ -200,7 +213,7 @@ class InferenceEngine:
             return [self._force(sequence, forced)]
         return self._sample([sequence], self._forward([context], [tail]))
 
-    def _fold_lost_turns(self, sequence: Sequence, context: AssembledContext | None) -> None:
+    def _fold_lost_turns(self, sequence: Sequence, context: ConversationContext | None) -> None:
         """Fold from the first turn that the context does not hold in place and the cache has lost."""
         layout = sequence.layout
         stale = {p.block.id for p in (context.stale(layout) if context is not None else layout.placements)}
@@ -307,7 +320,7 @@ class InferenceEngine:
         layout = self._policy.arrange((*warm_up.blocks, *warm_up.turns))
         if not holding.hold(placement.block for placement in context.stale(layout)):
             context.place(layout, self._cache.get)
-            if self._policy.relink is not None:
+            if self._policy.relink is not None and isinstance(context, AssembledContext):
                 self._relinking[warm_up.conversation] = Relinking(
                     self._model.decoder, self._model.rope, context, self._policy.relink
                 )
@@ -333,7 +346,7 @@ class InferenceEngine:
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(
-        self, contexts: list[AssembledContext], token_ids: Iterable[Iterable[int]], num_rows: int = 1
+        self, contexts: list[ConversationContext], token_ids: Iterable[Iterable[int]], num_rows: int = 1
     ) -> Tensor:
         """One pass over a packed batch.
 
@@ -341,15 +354,10 @@ class InferenceEngine:
         """
         per_sequence = [list(ids) for ids in token_ids]
         lengths = [len(ids) for ids in per_sequence]
-        attention = BatchAttention(self._model.rope, contexts, lengths)
+        attention = self._kind.attention(contexts, lengths)
         packed = torch.tensor([token_id for ids in per_sequence for token_id in ids], device=self._model.decoder.device)
         hidden = self._model.decoder.forward(packed, attention)
         attention.advance()
         ends = torch.tensor(lengths).cumsum(0).tolist()
         rows = torch.cat([hidden[end - num_rows : end] for end in ends])
         return self._model.decoder.logits(rows)
-
-    def _new_context(self) -> AssembledContext:
-        return AssembledContext(
-            self._cache.shape, self._model.rope.inv_freq, self._model.decoder.device, self._policy.weighting
-        )

@@ -8,7 +8,7 @@ from enum import Enum
 from torch import Tensor
 
 from npc_engine.blocks import Block, BlockId, Layout
-from npc_engine.inference.context import AssembledContext
+from npc_engine.inference.context_pool import ConversationContext
 from npc_engine.inference.holding import Holding
 from npc_engine.inference.request import FinishedOutput, FinishReason, GenerationRequest, PromptCounts
 from npc_engine.inference.sampler import Sampler
@@ -53,10 +53,10 @@ class Sequence:
         self.forced_logits: Tensor | None = None
         self._sampler = Sampler(request.sampling, request.seed)
         self._num_kept_turns = len(request.turns)
-        self._context: AssembledContext | None = None
+        self._context: ConversationContext | None = None
 
     @property
-    def context(self) -> AssembledContext:
+    def context(self) -> ConversationContext:
         assert self._context is not None, "not running"
         return self._context
 
@@ -81,7 +81,7 @@ class Sequence:
         """This turn's keys and values are lost: compute it, and those behind it, again with the final block."""
         self._num_kept_turns = min(self._num_kept_turns, index)
 
-    def start(self, context: AssembledContext) -> None:
+    def start(self, context: ConversationContext) -> None:
         self.move_to(Phase.RUNNING)
         self._context = context
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npc_engine.blocks import Block, BlockCache
+from npc_engine.blocks import Block
 from npc_engine.config import EngineConfig
 from npc_engine.errors import BlockMemoryError
-from npc_engine.inference import FailedOutput, FinishedOutput, FinishReason, GenerationRequest, InferenceEngine, Model
+from npc_engine.inference import (
+    FailedOutput,
+    FinishedOutput,
+    FinishReason,
+    GenerationRequest,
+    InferenceEngine,
+    Model,
+    open_memory,
+)
 from npc_engine.runtime.differences import Asked, MismatchError
 from npc_engine.runtime.recording_lines import RecordedReply
 
@@ -26,8 +34,14 @@ class ForcedReplies:
         self.worst_margin = 0.0
         self._model = model
         self._margin_limit = margin_limit
-        self._cache = BlockCache(model.kv_shape, model.decoder.device, max_bytes=config.max_block_memory, store=None)
-        self._engine = InferenceEngine(model, self._cache, max_context_memory=config.max_context_memory)
+        self._cache, kind = open_memory(
+            model,
+            config.attention,
+            max_block_memory=config.max_block_memory,
+            max_context_memory=config.max_context_memory,
+            store=None,
+        )
+        self._engine = InferenceEngine(model, self._cache, max_context_memory=config.max_context_memory, kind=kind)
 
     def check(self, asked: Asked, line: RecordedReply) -> None:
         """Compute a reply and compare it with its line. :class:`MismatchError` at the first difference."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from npc_engine.blocks import BlockCache, BlockDamage, BlockStore
+from npc_engine.blocks import BlockDamage, BlockStore
 from npc_engine.config import EngineConfig
-from npc_engine.inference import InferenceEngine, Model, find_adapter, load_model, resolve
+from npc_engine.inference import InferenceEngine, Model, find_adapter, load_model, open_memory, resolve
 
 
 class Progress(NamedTuple):
@@ -63,5 +63,11 @@ def create_engine(
         max_bytes=config.max_store_size,
         on_damage=on_damage,
     )
-    cache = BlockCache(model.kv_shape, model.decoder.device, max_bytes=config.max_block_memory, store=store)
-    return InferenceEngine(model, cache, max_context_memory=config.max_context_memory)
+    cache, kind = open_memory(
+        model,
+        config.attention,
+        max_block_memory=config.max_block_memory,
+        max_context_memory=config.max_context_memory,
+        store=store,
+    )
+    return InferenceEngine(model, cache, max_context_memory=config.max_context_memory, kind=kind)

@@ -6,8 +6,7 @@ from typing import cast
 
 import pytest
 
-from npc_engine.inference.context import AssembledContext
-from npc_engine.inference.context_pool import ContextPool
+from npc_engine.inference.context_pool import ContextPool, ConversationContext
 
 
 class Sized:
@@ -16,9 +15,12 @@ class Sized:
     def __init__(self) -> None:
         self.num_bytes = 10
 
+    def close(self) -> None:
+        self.num_bytes = 0
+
 
 def pool(max_bytes: int) -> ContextPool:
-    return ContextPool(lambda: cast(AssembledContext, Sized()), max_bytes)
+    return ContextPool(lambda: cast(ConversationContext, Sized()), max_bytes)
 
 
 def use(contexts: ContextPool, *names: str) -> None:

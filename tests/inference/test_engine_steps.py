@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from npc_engine.blocks import Block, BlockCache, BlockDamage, BlockId, BlockStore, Layout, Tier
+from npc_engine.blocks.pages import PagedKV
 from npc_engine.config import SamplingParams
 from npc_engine.errors import BlockMemoryError, BlockStoreError, ContextOverflowError
 from npc_engine.inference import (
@@ -26,14 +28,27 @@ from npc_engine.inference import (
     WarmedOutput,
     WarmUp,
 )
+from npc_engine.inference.context_kind import ContextKind, PagedContexts
+from npc_engine.inference.paged_attention import ReferenceBackend
 
 NUM_LAYERS = 3
 MAX_STEPS = 2000
 TEXTS = [[3 + (11 * i + 5 * j * j) % 380 for j in range(6 + 3 * i)] for i in range(5)]
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["buffers", "pages"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with both kinds of contexts; pages of one token, so that limits mean the same."""
+    monkeypatch.setattr(Driver, "page_tokens", request.param)
+
+
 class Driver:
-    """An engine with its cache, and the outputs so far."""
+    """An engine with its cache, and the outputs so far. Its contexts are in pages if `page_tokens` is not 0."""
+
+    page_tokens: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -52,8 +67,16 @@ class Driver:
                 folder, owner=model.identity.digest(), max_bytes=max_bytes, on_damage=self.damage.append
             )
         max_bytes = max_tokens * model.kv_shape.num_bytes_per_token
-        self.cache = BlockCache(model.kv_shape, torch.device("cpu"), max_bytes=max_bytes, store=self.store)
-        self.engine = InferenceEngine(model, self.cache, max_context_memory=max_context_memory)
+        self.memory: PagedKV | None = None
+        kind: ContextKind | None = None
+        if Driver.page_tokens:
+            num_pages = (max_bytes + max_context_memory) // model.kv_shape.num_bytes(Driver.page_tokens)
+            self.memory = PagedKV(model.kv_shape, num_pages=num_pages, page_tokens=Driver.page_tokens, device=CPU)
+        self.cache = BlockCache(model.kv_shape, CPU, max_bytes=max_bytes, store=self.store, memory=self.memory)
+        if self.memory is not None:
+            backend = ReferenceBackend(model.rope.inv_freq)
+            kind = PagedContexts(self.cache, self.memory, model.rope, backend)
+        self.engine = InferenceEngine(model, self.cache, max_context_memory=max_context_memory, kind=kind)
         self.outputs: list[Output] = []
         self.num_requests = 0
 
@@ -105,6 +128,8 @@ class Driver:
         outputs = self.engine.step()
         self.outputs += outputs
         self.cache.check_integrity()
+        if self.memory is not None:
+            self.memory.pool.check_integrity()
         return outputs
 
     def run(self) -> None:
@@ -144,6 +169,8 @@ class Driver:
 
     def references(self) -> dict[BlockId, int]:
         """Blocks that are held now: empty when nothing runs."""
+        while self.engine._contexts.drop_oldest():
+            pass  # in pages, an idle conversation holds its blocks
         pool = self.cache._pool
         return {block_id: pool.ref_count(block_id) for block_id in pool if pool.ref_count(block_id)}
 
@@ -153,13 +180,15 @@ class Driver:
         for block in blocks:
             if self.cache._pool.lookup(block.id):
                 self.cache._pool.free(block.id)
-                del self.cache._kv[block.id]
+                self.cache.memory.remove(block.id)
         if self.store is not None:
             self.store.delete([block.id for block in blocks])
 
     def drop_contexts(self) -> None:
         """Lose every assembled context."""
-        self.engine._contexts._idle.clear()
+        contexts = self.engine._contexts._idle
+        while contexts:
+            contexts.popitem()[1].close()
 
 
 @dataclass
@@ -537,10 +566,10 @@ def test_a_damaged_block_in_mid_conversation_is_encoded_again(tiny_model: Model,
         value = bytearray(transaction.get(victim.id))
         value[-5] ^= 4
         transaction.put(victim.id, bytes(value))
+    driver.drop_contexts()
     for block in (*talk.blocks, *talk.turns):  # out of memory, all of them; only one is damaged on disk
         driver.cache._pool.free(block.id)
-        del driver.cache._kv[block.id]
-    driver.drop_contexts()
+        driver.cache.memory.remove(block.id)
     done = talk.say(UTTERANCES[1])
     assert done.sampled_token_ids == expected.history[1].sampled_token_ids
     assert [damage.block_id for damage in driver.damage] == [victim.id]
@@ -670,3 +699,16 @@ def test_full_prefill_is_the_first_greedy_token_of_transformers(driver: Driver, 
     assert driver.engine.full_prefill(tuple(prompt)) == greedy(tiny_folder, prompt, 1)[0]
     assert not driver.engine.has_work
     assert driver.engine.cache_stats().num_blocks == 0
+
+
+def test_an_idle_conversation_makes_room_for_one_that_is_asked(tiny_model: Model) -> None:
+    """In pages it holds its blocks; it loses them before anybody is refused, and goes on all the same."""
+    driver = Driver(tiny_model, max_tokens=100)
+    near, far = driver.layout([1] * 10, [2] * 50), driver.layout([1] * 10, [3] * 50)
+    first = driver.ask(near, [5, 6], conversation="near")
+    driver.ask(far, [5, 6], conversation="far")
+    assert first.turn is not None
+    again = driver.ask(near, [7], conversation="near", turns=(first.turn,))
+    fresh = Driver(tiny_model)
+    expected = fresh.ask(near, [7], conversation="near", turns=(fresh.ask(near, [5, 6], conversation="near").turn,))
+    assert again.sampled_token_ids == expected.sampled_token_ids

@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from npc_engine.blocks.kv import SeparateKV
+from npc_engine.blocks.pages import PagedKV
 from npc_engine.errors import ModelError
-from npc_engine.inference import Model, load_model, resolve
+from npc_engine.inference import Model, load_model, open_memory, resolve
 from npc_engine.inference.model import available_processors
+
+
+def test_a_kernel_that_can_not_run_here_is_named(tiny_model: Model) -> None:
+    """And what to give instead."""
+    for attention, memory in (("auto", SeparateKV), ("buffers", SeparateKV), ("sdpa", PagedKV)):
+        cache, _ = open_memory(tiny_model, attention, max_block_memory=1 << 20, max_context_memory=1 << 20, store=None)
+        assert isinstance(cache.memory, memory)
+    with pytest.raises(ModelError, match="--attention triton runs on a GPU, not on cpu; try --attention auto"):
+        open_memory(tiny_model, "triton", max_block_memory=1 << 20, max_context_memory=1 << 20, store=None)
 
 
 def test_the_shape_and_identity_of_its_blocks(tiny_model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,23 @@ def test_the_command_takes_a_folder_and_ends_with_json(folder: Path, tmp_path: P
     assert set(found) >= {"model", "adapter", "modes"}
     assert set(found["modes"]["block"]) >= {"accuracy", "num_turns", "by_kind", "answer_nll", "kl_to_full", "ttft_ms"}
     assert len((tmp_path / "turns.jsonl").read_text().splitlines()) == 18
+
+
+def test_pages_say_what_buffers_say(folder: Path, tmp_path: Path) -> None:
+    """The same replies and likelihoods, with blocks at any position, over edits in mid-conversation."""
+    config = EngineConfig(
+        model=str(folder), cache_dir=tmp_path, data_dir=tmp_path, dtype="float32", max_context_tokens=8000
+    )
+    modes = [parse_mode(name) for name in ("full", "block", "no-position")]
+    model, scenes = load(config), [load_scenes(DEVELOPMENT)[0]]
+    buffers, pages = (
+        evaluate(model, scenes, modes, replace(config, attention=attention), parallel=1)
+        for attention in ("buffers", "sdpa")
+    )
+    assert any(update.before_turn for update in scenes[0].updates)
+    for name, result in pages.modes.items():
+        assert [turn.reply for turn in result.turns] == [turn.reply for turn in buffers.modes[name].turns]
+        assert result.answer_nll == pytest.approx(buffers.modes[name].answer_nll, abs=1e-4)
 
 
 def test_scores_alone_are_the_same_scores(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from npc_engine.blocks import BlockCache
 from npc_engine.config import EngineConfig, SamplingParams
 from npc_engine.inference import (
     FailedOutput,
@@ -22,6 +21,7 @@ from npc_engine.inference import (
     Output,
     TokenOutput,
     WarmUp,
+    open_memory,
 )
 from npc_engine.runtime.prompt import Prompt, Prompter, Transcript
 from npc_engine.tuning.quality.modes import Mode
@@ -63,8 +63,17 @@ class Stage:
         self.mode = mode
         self._model = model
         self._sampling = replace(config.sampling, seed=None)
-        cache = BlockCache(model.kv_shape, model.decoder.device, max_bytes=config.max_block_memory, store=None)
-        self._engine = InferenceEngine(model, cache, max_context_memory=config.max_context_memory, policy=mode.policy)
+        cache, kind = open_memory(
+            model,
+            config.attention,
+            max_block_memory=config.max_block_memory,
+            max_context_memory=config.max_context_memory,
+            store=None,
+            policy=mode.policy,
+        )
+        self._engine = InferenceEngine(
+            model, cache, max_context_memory=config.max_context_memory, policy=mode.policy, kind=kind
+        )
         self._prompter = Prompter(
             model.identity,
             model.tokenizer,
