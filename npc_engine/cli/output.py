@@ -66,6 +66,17 @@ def check_writable(path: Path, option: str) -> None:
         raise ConfigError(f"{option} {path}: can't be written ({error.strerror}); give another file") from error
 
 
+def rounded(value: Any) -> Any:
+    """Every float in dictionaries and lists, to three decimals."""
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, Mapping):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return value
+
+
 def human_bytes(num_bytes: int) -> str:
     """``88.4 MiB``."""
     size = float(num_bytes)

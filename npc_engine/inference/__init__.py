@@ -16,7 +16,8 @@ from npc_engine.inference.checkpoint import Checkpoint, resolve
 from npc_engine.inference.context_kind import open_memory
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.engine import InferenceEngine, WarmUp
-from npc_engine.inference.model import Model, load_model
+from npc_engine.inference.model import Model, Network, load_model
+from npc_engine.inference.random_network import random_network
 from npc_engine.inference.request import (
     FailedOutput,
     FinishedOutput,
@@ -41,6 +42,7 @@ __all__ = [
     "GenerationRequest",
     "InferenceEngine",
     "Model",
+    "Network",
     "Output",
     "Priority",
     "PromptCounts",
@@ -52,5 +54,6 @@ __all__ = [
     "find_adapter",
     "load_model",
     "open_memory",
+    "random_network",
     "resolve",
 ]

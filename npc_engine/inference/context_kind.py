@@ -14,7 +14,7 @@ from npc_engine.inference.attention import Attention, BatchAttention, Context
 from npc_engine.inference.context import AssembledContext
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.context_pool import ConversationContext
-from npc_engine.inference.model import Model
+from npc_engine.inference.model import Network
 from npc_engine.inference.paged_attention import PagedAttention, PagedBackend, ReferenceBackend
 from npc_engine.inference.paged_context import PagedContext
 from npc_engine.inference.rope import RotaryTable
@@ -77,7 +77,7 @@ class PagedContexts:
 
 
 def open_memory(
-    model: Model,
+    model: Network,
     attention: str,
     *,
     max_block_memory: int,
@@ -101,7 +101,7 @@ def open_memory(
     return cache, PagedContexts(cache, memory, model.rope, backend)
 
 
-def _backend(name: str, model: Model) -> PagedBackend:
+def _backend(name: str, model: Network) -> PagedBackend:
     if name == "sdpa":
         return ReferenceBackend(model.rope.inv_freq)
     if model.decoder.device.type != "cuda":

@@ -18,7 +18,7 @@ from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.context_pool import ContextPool, ConversationContext
 from npc_engine.inference.encoding import EncodingQueue
 from npc_engine.inference.holding import Holding
-from npc_engine.inference.model import Model
+from npc_engine.inference.model import Network
 from npc_engine.inference.relinking import Relinking
 from npc_engine.inference.request import (
     FailedOutput,
@@ -67,7 +67,7 @@ class InferenceEngine:
 
     def __init__(
         self,
-        model: Model,
+        model: Network,
         cache: BlockCache,
         *,
         max_context_memory: int,

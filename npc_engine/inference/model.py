@@ -24,23 +24,29 @@ from npc_engine.inference.weights import load_weights
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Weights on a device, tokenizer and template, and the identity that every block of this model carries."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Weights on a device, and the identity that every block of them carries. Knows token ids, and no text."""
 
     name: str
     config: ModelConfig
     decoder: Decoder
     rope: RotaryTable
     identity: ModelIdentity
-    tokenizer: Tokenizer
-    template: ChatTemplate
     num_threads: int
 
     @property
     def kv_shape(self) -> KVShape:
         """The shape of this model's blocks."""
         return KVShape(self.config.num_layers, self.config.num_kv_heads, self.config.head_dim, self.decoder.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(Network):
+    """A network with its tokenizer and chat template."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
 
 
 def load_model(
@@ -84,7 +90,16 @@ def load_model(
         rope=repr(sorted(asdict(config.rope).items())),
     )
     rope = RotaryTable(config.rope, config.head_dim, torch_device)
-    return Model(checkpoint.name, config, Decoder(config, weights), rope, identity, tokenizer, template, threads)
+    return Model(
+        name=checkpoint.name,
+        config=config,
+        decoder=Decoder(config, weights),
+        rope=rope,
+        identity=identity,
+        num_threads=threads,
+        tokenizer=tokenizer,
+        template=template,
+    )
 
 
 def available_processors() -> int:

@@ -75,6 +75,25 @@ def load_weights(
             tensor = adapter.merged(name, tensor)
         return tensor.to(device=device, dtype=dtype)
 
+    return _assemble(config, read, on_progress)
+
+
+def random_weights(config: ModelConfig, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Weights:
+    """Weights of this shape that say nothing: for measurements that need no checkpoint."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def read(name: str, *shape: int) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, device=device, dtype=dtype)
+        return torch.empty(shape, device=device, dtype=dtype).normal_(0, shape[-1] ** -0.5, generator=generator)
+
+    return _assemble(config, read)
+
+
+def _assemble(
+    config: ModelConfig, read: Callable[..., Tensor], on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Weights:
+    """`read` takes a tensor's name and shape."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 

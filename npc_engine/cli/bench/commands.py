@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +15,25 @@ from rich.table import Table
 
 from npc_engine.cli.bench.quality import quality
 from npc_engine.cli.options import EngineOptions, JsonOption, takes_engine_options
-from npc_engine.cli.output import console, print_json
+from npc_engine.cli.output import console, print_json, rounded
 from npc_engine.cli.progress import LoadingBar
+from npc_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from npc_engine.cli.bench.decode import DecodeResult
     from npc_engine.cli.bench.edit import EditResult
+    from npc_engine.cli.bench.ttft import TtftResult
+    from npc_engine.config import EngineConfig
+    from npc_engine.inference import Network
+
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="Random weights of a well-known shape instead of --model: llama-3.1-8b, llama-3.2-1b, smollm2-135m.",
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Measure the engine on this machine, baselines beside it.")
 
@@ -40,7 +54,7 @@ def edit(
     The edit goes through a patch and a tick; the baseline is the same prompt computed with full attention in the same
     process. Blocks and saves of the benchmark live in a temporary folder.
     """
-    from npc_engine.cli.bench.edit import bench_edit, to_json
+    from npc_engine.cli.bench.edit import bench_edit
     from npc_engine.runtime import load
 
     screen = console(stderr=True)
@@ -62,9 +76,144 @@ def edit(
                 )
             )
     if as_json:
-        print_json(to_json(result))
+        print_json(rounded(asdict(result)))
     else:
         _show(result, console())
+
+
+@app.command()
+@takes_engine_options
+def ttft(
+    *,
+    shape: ShapeOption = None,
+    lengths: Annotated[str, typer.Option(help="Tokens of context, comma-separated.")] = "0,512,1024,2048,4096",
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a block.")] = 160,
+    final_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the final block.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the medians are reported.")] = 10,
+    as_json: JsonOption = False,
+    options: EngineOptions,
+) -> None:
+    """Time to the first token by context length, against what the memory's bandwidth allows.
+
+    Beside it, in the same run: a full prefill, copying the blocks for every request as the paper does, a prefix cache
+    whose last block has changed (where its first one has, that is a full prefill), and the paper's own figures.
+    """
+    from npc_engine.cli.bench.ttft import bench_ttft
+
+    config = options.config()
+    wanted = _parse_numbers(lengths, "--lengths")
+    screen = console(stderr=True)
+    network = _network(shape, config, screen)
+    with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("asking", total=None)
+        result = bench_ttft(
+            network,
+            config.attention,
+            wanted,
+            block_tokens=block_tokens,
+            final_tokens=final_tokens,
+            num_rounds=rounds,
+            on_round=lambda length: progress.update(task, description=f"{length:,} tokens of context"),
+        )
+    if as_json:
+        print_json(rounded(asdict(result)))
+    else:
+        _show_ttft(result, console())
+
+
+@app.command()
+@takes_engine_options
+def decode(
+    *,
+    shape: ShapeOption = None,
+    npcs: Annotated[str, typer.Option(help="How many talk at once, comma-separated.")] = "1,8",
+    context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each NPC's context.")] = 2000,
+    shared_tokens: Annotated[int, typer.Option(min=0, help="How many of them all NPCs share.")] = 1000,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a block.")] = 160,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens of a reply.")] = 32,
+    as_json: JsonOption = False,
+    options: EngineOptions,
+) -> None:
+    """Tokens per second of NPCs that talk at once, each over a context of its own, part of which is shared."""
+    from npc_engine.cli.bench.decode import bench_decode
+
+    config = options.config()
+    wanted = _parse_numbers(npcs, "--npcs")
+    if 0 in wanted or shared_tokens > context_tokens:
+        raise ConfigError("--npcs has to be at least 1, and --shared-tokens at most --context-tokens")
+    screen = console(stderr=True)
+    network = _network(shape, config, screen)
+    with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("talking", total=len(wanted))
+        result = bench_decode(
+            network,
+            config.attention,
+            wanted,
+            context_tokens=context_tokens,
+            shared_tokens=shared_tokens,
+            block_tokens=block_tokens,
+            reply_tokens=tokens,
+            on_row=lambda number: progress.update(task, advance=1, description=f"{number} NPCs talking"),
+        )
+    if as_json:
+        print_json(rounded(asdict(result)))
+    else:
+        _show_decode(result, console())
+
+
+def _network(shape: str | None, config: EngineConfig, screen: Console) -> Network:
+    """What to measure: random weights of a shape, or the model."""
+    from npc_engine.inference import random_network
+    from npc_engine.runtime import load
+
+    with LoadingBar(screen) as bar:
+        if shape is None:
+            return load(config, bar.show).model
+        return random_network(
+            shape, device=config.device, dtype=config.dtype, num_threads=config.num_threads, seed=config.seed
+        )
+
+
+def _parse_numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(each) for each in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise ConfigError(f"{option} {text}: numbers are expected, as in 0,512,4096")
+    return numbers
+
+
+def _show_decode(result: DecodeResult, screen: Console) -> None:
+    title = f"Tokens per second · {result.model}, {result.dtype} · {result.device}, attention {result.attention}"
+    table = Table(title=title)
+    for name in ("NPCs", "tokens/s", "each", "step, ms", "p95", "KV, MiB", "unshared"):
+        table.add_column(name, justify="right")
+    for row in result.rows:
+        figures = (row.tokens_per_s, row.tokens_per_s_each, row.step_ms, row.step_p95_ms, row.kv_mb, row.kv_mb_unshared)
+        table.add_row(str(row.num_npcs), *(f"{value:,.1f}" for value in figures))
+    screen.print(table)
+    screen.print(
+        f"{result.context_tokens:,} tokens of context each, {result.shared_tokens:,} of them shared by all; medians "
+        f"over a reply of {result.reply_tokens} tokens"
+    )
+
+
+def _show_ttft(result: TtftResult, screen: Console) -> None:
+    title = f"Time to first token, ms · {result.model}, {result.dtype} · {result.device}, attention {result.attention}"
+    table = Table(title=title)
+    columns = ("context", "blocks", "TTFT", "p95", "floor", "× floor", "full", "copied", "prefix, best", "paper")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in result.rows:
+        times = (row.ttft_ms, row.ttft_p95_ms, row.floor_ms, row.ratio_to_floor, row.full_ms, row.copied_ms)
+        cells = (f"{value:.2f}" for value in (*times, row.prefix_best_ms))
+        table.add_row(f"{row.context_tokens:,}", str(row.num_blocks), *cells, str(row.paper_ms or ""))
+    screen.print(table)
+    screen.print(
+        f"medians of {result.num_rounds}, final block {result.final_tokens} tokens; floor: {result.weight_gb:.2f} GB "
+        f"of weights and the context's keys and values, once, at {result.bandwidth_gb_s:,.0f} GB/s"
+    )
 
 
 def _show(result: EditResult, screen: Console) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from npc_engine.cli.bench.loop_monitor import LoopMonitor
 from npc_engine.cli.bench.world import lore_text, synthetic_world
@@ -102,11 +102,6 @@ async def bench_edit(
         max_loop_blocked_ms=monitor.max_blocked_ms,
         num_rounds=num_rounds,
     )
-
-
-def to_json(result: EditResult) -> dict[str, object]:
-    """The benchmark's line of JSON, times rounded to microseconds."""
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(result).items()}
 
 
 def _words_for(num_tokens: Callable[[int], int], target: int) -> int:
