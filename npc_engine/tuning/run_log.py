@@ -49,19 +49,31 @@ class RunLog:
 
             self._writer = SummaryWriter(str(output / "tensorboard"))
 
+    def forget_after(self, step: int) -> None:
+        """Drop what an interrupted run wrote after the state that it is resumed from."""
+        if not self._path.exists():
+            return
+        kept = [report for report in read_reports(self._path.parent) if report.step <= step]
+        self._path.unlink()
+        for report in kept:
+            self._append(report)
+
     def write(self, report: Report) -> None:
         """Add one line; a resumed run goes on below."""
+        self._append(report)
+        if self._writer is not None:
+            for name, value in asdict(report).items():
+                if name != "step" and value is not None:
+                    self._writer.add_scalar(name.replace("_", "/", 1), value, report.step)
+            self._writer.flush()
+
+    def _append(self, report: Report) -> None:
         is_new = not self._path.exists()
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Report)])
             if is_new:
                 writer.writeheader()
             writer.writerow({name: value for name, value in asdict(report).items() if value is not None})
-        if self._writer is not None:
-            for name, value in asdict(report).items():
-                if name != "step" and value is not None:
-                    self._writer.add_scalar(name.replace("_", "/", 1), value, report.step)
-            self._writer.flush()
 
 
 def read_reports(output: Path) -> list[Report]:

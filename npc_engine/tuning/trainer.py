@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from npc_engine.errors import TuningError
 from npc_engine.inference import ChatTemplate, Checkpoint, Tokenizer
@@ -129,6 +130,8 @@ class Trainer:
     def _run(self) -> None:
         config, accelerator = self.config, self._accelerator
         self._resume()
+        if self._log is not None:
+            self._log.forget_after(self._step)
         batches = iter(self._loader())
         meter = _Meter(accelerator.device)
         self._model.train()
@@ -216,6 +219,7 @@ class Trainer:
 
     def _load(self) -> nn.Module:
         config = self.config
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one for the run
         # Frozen weights need no more precision than the arithmetic has; trained ones do.
         dtype = torch.bfloat16 if config.lora_rank and config.precision == "bf16" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(

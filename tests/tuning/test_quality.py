@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from npc_engine.cli.bench.quality import show
+from npc_engine.cli.bench.quality import _crowded, show
 from npc_engine.cli.main import app
 from npc_engine.config import EngineConfig
 from npc_engine.errors import ConfigError
@@ -118,6 +118,17 @@ def test_shares_and_differences() -> None:
     worse = [TurnResult(str(i // 2), i, Kind.WORLD, "", "", False) for i in range(20)]
     assert difference(better, worse) == pytest.approx((0.5, 0.5, 0.5))
     assert difference(worse, worse) == (0, 0, 0)
+
+
+def test_scenes_get_as_many_blocks_as_asked_for(tmp_path: Path) -> None:
+    """Of other scenes, none twice; more than there are is one line."""
+    scenes = load_scenes(DEVELOPMENT)
+    for number in (25, 150):
+        crowded = _crowded(scenes[0], scenes, number)
+        assert len({block.text for block in crowded.blocks}) == len(crowded.blocks) == number
+        assert {block.id for block in scenes[0].blocks} <= {block.id for block in crowded.blocks}
+    with pytest.raises(ConfigError, match=r"--blocks 9999: the file has \d+ blocks that go with"):
+        _crowded(scenes[0], scenes, 9999)
 
 
 def test_a_file_for_transcripts_is_tried_first(tmp_path: Path) -> None:

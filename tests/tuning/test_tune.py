@@ -81,7 +81,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(checkpoint: Checkpoint, 
         pass
 
     def stop(step: int) -> None:
-        if step == 15:
+        if step == 19:  # it has reported step 18, and saved step 12
             raise StoppedError
 
     whole: list[Report] = []
@@ -91,6 +91,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(checkpoint: Checkpoint, 
     resumed: list[Report] = []
     Trainer(checkpoint, samples(), [], config(tmp_path), on_report=resumed.append).run()
     assert [report.step for report in resumed] == [18, 24]
+    assert [report.step for report in read_reports(tmp_path / "run")] == [6, 12, 18, 24]
     assert resumed[-1].loss_blocks == pytest.approx(whole[-1].loss_blocks, rel=1e-4)
 
 

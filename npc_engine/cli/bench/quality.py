@@ -16,6 +16,7 @@ from rich.table import Table
 from npc_engine.cli.options import EngineOptions, JsonOption, takes_engine_options
 from npc_engine.cli.output import check_writable, console, console_for_people, print_json
 from npc_engine.cli.progress import LoadingBar
+from npc_engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from npc_engine.tuning.quality import QualityResult
@@ -103,8 +104,12 @@ def _crowded(scene: Scene, others: Sequence[Scene], num_blocks: int) -> Scene:
 
     rng = random.Random(scene.id)
     pool = [other for other in others if other.id != scene.id]
-    missing = num_blocks - len(scene.blocks)
-    return with_distractors(scene, rng.sample(pool, len(pool)), rng, missing) if missing > 0 else scene
+    while (missing := num_blocks - len(scene.blocks)) > 0:
+        crowded = with_distractors(scene, rng.sample(pool, len(pool)), rng, missing)  # one block of each
+        if len(crowded.blocks) == len(scene.blocks):
+            raise ConfigError(f"--blocks {num_blocks}: the file has {len(scene.blocks)} blocks that go with {scene.id}")
+        scene = crowded
+    return scene
 
 
 def show(result: QualityResult, screen: Console) -> None:
