@@ -2,7 +2,7 @@
 
 ========  =====================================  =====================================================================
 fast      blocks behind the header               a change costs encoding the block that changed
-balanced  memories behind their owner's sheet    an edited sheet costs encoding its owner's memories, too
+balanced  neighbours together, 100 tokens each   a change costs encoding the rest of its group, too
 exact     full attention with a prefix cache     a change costs encoding everything behind it, in idle time if there
                                                  is any before the next utterance
 ========  =====================================  =====================================================================
@@ -15,8 +15,11 @@ much idle time there was, and is left to the evaluation.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
-from npc_engine.runtime.linking import Linking, everything_before, header_only, own_sheet
+from npc_engine.runtime.linking import Linking, everything_before, header_only, in_groups
+
+_GROUP_TOKENS: Final = 100
 
 
 class Fidelity(StrEnum):
@@ -36,4 +39,8 @@ class Fidelity(StrEnum):
     @property
     def linking(self) -> Linking:
         """What blocks are encoded behind."""
-        return {Fidelity.FAST: header_only, Fidelity.BALANCED: own_sheet, Fidelity.EXACT: everything_before}[self]
+        return {
+            Fidelity.FAST: header_only,
+            Fidelity.BALANCED: in_groups(_GROUP_TOKENS),
+            Fidelity.EXACT: everything_before,
+        }[self]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from npc_engine.blocks import Block
 from npc_engine.dialogue.render import BlockText
+from npc_engine.world import Kind
+from npc_engine.world.entities import split
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,28 @@ def own_sheet(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> t
         return (header,)
     own = (each.block for each in before if each.text.entity == text.entity and each.text.section.startswith("sheet/"))
     return (header, *own)
+
+
+def in_groups(num_tokens: int) -> Linking:
+    """Fewer and larger blocks: neighbours of one part of the prompt see each other, until they have `num_tokens`.
+
+    An edited block costs encoding the rest of its group again; what comes in or goes out, the rest of its part.
+    """
+
+    def linking(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tuple[Block, ...]:
+        if not before or _part(before[-1].text) != _part(text):
+            return (header,)
+        # The block in front stands behind the header and those that came before it in its group.
+        size = len(before[-1].block.parents)
+        group = [each.block for each in before[len(before) - size :]]
+        return (header,) if sum(block.num_tokens for block in group) >= num_tokens else (header, *group)
+
+    return linking
+
+
+def _part(text: BlockText) -> tuple[Kind, str]:
+    """The lore, a character's sheet, its memories, the place: what a game changes one of without the others."""
+    return split(text.entity)[0], text.section.partition("/")[0]
 
 
 def everything_before(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tuple[Block, ...]:

@@ -14,7 +14,7 @@ from npc_engine.inference import Model
 from npc_engine.runtime.fidelity import Fidelity
 from npc_engine.runtime.prompt import Prompter, Transcript
 from npc_engine.runtime.session import create_prompter
-from npc_engine.world import EntityId, WorldState
+from npc_engine.world import EntityId, WorldState, split
 
 PLAYER = EntityId("player/player")
 ANNA, BEN = (ConversationId(PLAYER, EntityId(f"character/{name}")) for name in ("anna", "ben"))
@@ -54,13 +54,20 @@ def test_every_block_hangs_behind_the_header_alone(mill_state: WorldState, tiny_
     assert {block.parents for block in prompt.blocks[1:]} == {(prompt.header.id,)}
 
 
-def test_balanced_puts_memories_behind_their_owners_sheet(mill_state: WorldState, tiny_model: Model) -> None:
-    """And nothing else behind anything but the header: what is shared stays shared."""
+def test_balanced_encodes_neighbours_together(mill_state: WorldState, tiny_model: Model) -> None:
+    """Within one part of the prompt, until a group has 100 tokens; a part never sees another."""
     prompt = create_prompter(tiny_model, replace(CONFIG, fidelity="balanced")).prompt(mill_state, ANNA, Transcript())
-    sheet = [each.block.id for each in prompt.owned if each.text.section.startswith("sheet/")]
+    group: list[Block] = []
+    part = None
+    num_groups = 0
     for each in prompt.owned:
-        is_memory = each.text.section.startswith("memories/")
-        assert each.block.parents == (prompt.header.id, *(sheet if is_memory else ()))
+        own = (split(each.text.entity)[0], each.text.section.partition("/")[0])
+        if own != part or sum(block.num_tokens for block in group) >= 100:
+            group, part = [], own
+            num_groups += 1
+        assert each.block.parents == (prompt.header.id, *(block.id for block in group))
+        group.append(each.block)
+    assert 1 < num_groups < len(prompt.owned)
 
 
 def test_exact_is_full_attention(mill_state: WorldState, tiny_model: Model) -> None:

@@ -34,7 +34,7 @@ def quality(
         typer.Option(
             "--modes",
             help="Comma-separated: full, block, block-no-header, no-position, prompt-cache, "
-            "superposition, balanced, group-K, relink-K, relink-P%, ape, ape-TEMPERATURE-SCALE.",
+            "superposition, own-sheet, balanced, group-K, relink-K, relink-P%, ape, ape-TEMPERATURE-SCALE.",
         ),
     ] = "full,block,block-no-header,no-position,prompt-cache,superposition",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first scenes.")] = None,

@@ -14,7 +14,7 @@ from npc_engine.inference.attention import ContextWeighting
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.relinking import RelinkExtent
 from npc_engine.runtime.fidelity import Fidelity
-from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only
+from npc_engine.runtime.linking import Linking, OwnedBlock, everything_before, header_only, in_groups, own_sheet
 
 _SLOT_TOKENS: Final = 64
 
@@ -31,20 +31,6 @@ class Mode:
 
 def _alone(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tuple[Block, ...]:
     return ()
-
-
-def _in_groups(num_tokens: int) -> Linking:
-    """Fewer and larger blocks: a group of neighbours sees itself, and is full when it has `num_tokens`."""
-
-    def linking(header: Block, before: Sequence[OwnedBlock], text: BlockText) -> tuple[Block, ...]:
-        group: list[Block] = []
-        for each in before:
-            group.append(each.block)
-            if sum(block.num_tokens for block in group) >= num_tokens:
-                group = []
-        return (header, *group)
-
-    return linking
 
 
 def _is_context(block: Block) -> bool:
@@ -87,6 +73,7 @@ _FIXED: Final = {
     for mode in (
         Mode("full", "full attention: everything behind everything before it", everything_before),
         Mode("block", "the engine's default: blocks behind the header"),
+        Mode("own-sheet", "memories behind their owner's sheet", own_sheet),
         Mode("block-no-header", "every block entirely alone", _alone),
         Mode("no-position", "keys keep their local positions", policy=ContextPolicy(arrange=_local_positions)),
         Mode("prompt-cache", "fixed slots with gaps, blocks alone", _alone, ContextPolicy(arrange=_slots)),
@@ -110,7 +97,7 @@ def parse_mode(name: str) -> Mode:
         extent = RelinkExtent(share=min(1.0, number / 100)) if is_share else RelinkExtent(num_tokens=number)
         return Mode(name, f"blocks, {which} computed again in idle time", policy=ContextPolicy(relink=extent))
     if match := _GROUPS.fullmatch(name):
-        return Mode(name, f"neighbours encoded together, {match[1]} tokens or more", _in_groups(int(match[1])))
+        return Mode(name, f"neighbours encoded together, {match[1]} tokens or more", in_groups(int(match[1])))
     if match := _APE.fullmatch(name):
         temperature, scale = float(match[1] or 0.9), float(match[2] or 0.95)
         if temperature > 0 and scale > 0:
