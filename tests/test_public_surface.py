@@ -55,6 +55,7 @@ SURFACE = {
         "GenerationRequest",
         "InferenceEngine",
         "Model",
+        "Network",
         "Output",
         "Priority",
         "PromptCounts",
@@ -65,6 +66,8 @@ SURFACE = {
         "WarmedOutput",
         "find_adapter",
         "load_model",
+        "open_memory",
+        "random_network",
         "resolve",
     ],
     "npc_engine.runtime": [

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from npc_engine.blocks import Block
 from npc_engine.config import SamplingParams
 from npc_engine.inference import GenerationRequest, InferenceEngine, Network, TokenOutput, WarmUp, open_memory
+from npc_engine.inference.device import device_name
 
 _HEADER_TOKENS = 32
 _FINAL_TOKENS = 20
@@ -70,7 +69,7 @@ def bench_decode(
     device = network.decoder.device
     return DecodeResult(
         model=network.name,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device=device_name(device),
         dtype=str(network.decoder.dtype).removeprefix("torch."),
         attention=attention,
         context_tokens=context_tokens,

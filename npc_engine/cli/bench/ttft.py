@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from npc_engine.blocks import Block
 from npc_engine.config import SamplingParams
 from npc_engine.inference import (
@@ -34,10 +32,10 @@ from npc_engine.inference import (
     WarmUp,
     open_memory,
 )
+from npc_engine.inference.device import copy_bandwidth, device_name, synchronize
 
 _HEADER_TOKENS = 32
 _NUM_WARM_UPS = 3  # rounds that are not counted: first allocations, first use of kernels
-_COPIED_BYTES = 1 << 30
 
 PAPER = {50: 26, 512: 26, 1024: 26, 2048: 26, 4096: 27, 8192: 29, 16384: 34, 32768: 45}
 """TTFT over blocks in ms, by prompt length: arXiv 2409.15355, Llama-3 8B, its own hardware and final block of 50."""
@@ -120,7 +118,7 @@ def bench_ttft(
         bench.close()
     return TtftResult(
         model=network.name,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device=device_name(device),
         dtype=str(network.decoder.dtype).removeprefix("torch."),
         attention=attention,
         final_tokens=final_tokens,
@@ -129,20 +127,6 @@ def bench_ttft(
         weight_gb=weight_bytes / 1e9,
         rows=tuple(rows),
     )
-
-
-def copy_bandwidth(device: torch.device, *, num_rounds: int = 10) -> float:
-    """Bytes per second that a large copy reads and writes: the best of some."""
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best_s = float("inf")
-    for _ in range(num_rounds):
-        _wait_for(device)
-        start_s = time.perf_counter()
-        target.copy_(source)
-        _wait_for(device)
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return 2 * _COPIED_BYTES / best_s
 
 
 class _Bench:
@@ -204,7 +188,7 @@ class _Bench:
             seed=0,
             stop_ids=frozenset(),
         )
-        _wait_for(self._network.decoder.device)
+        synchronize(self._network.decoder.device)
         start_s = time.perf_counter()
         engine.submit(request)
         while not any(isinstance(output, TokenOutput | FinishedOutput) for output in engine.step()):
@@ -225,7 +209,7 @@ class _Bench:
     def _full(self) -> float:
         tokens = tuple(token_id for block in self.blocks for token_id in block.token_ids)
         prompt = (*tokens, *self._tokens(self._final_tokens))
-        _wait_for(self._network.decoder.device)
+        synchronize(self._network.decoder.device)
         start_s = time.perf_counter()
         self._copying.full_prefill(prompt)
         return (time.perf_counter() - start_s) * 1000
@@ -269,8 +253,3 @@ def _gflop(network: Network, num_weights: int, num_tokens: int, num_before: int)
     products = 2 * (num_weights - head) * num_tokens + 2 * head
     pairs = num_tokens * num_before + num_tokens * (num_tokens + 1) / 2
     return (products + 4 * config.num_layers * config.num_heads * config.head_dim * pairs) / 1e9
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
