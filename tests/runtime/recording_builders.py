@@ -143,14 +143,17 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 class ForgetfulCache(BlockCache):
-    """Never keeps a turn, as if each had been evicted."""
+    """Never keeps a turn, as if each had been evicted. A turn is what begins with the chat template's markup."""
+
+    markup: frozenset[int] = frozenset()
 
     def put(self, block: Block, kv: BlockKV) -> None:
-        if len(block.parents) <= 1:
+        if not block.parents or block.token_ids[0] not in self.markup:
             super().put(block, kv)
 
 
 def forgetful_engine(loaded: LoadedModel, config: EngineConfig, on_damage: Any) -> InferenceEngine:
     model = loaded.model
     cache = ForgetfulCache(model.kv_shape, model.decoder.device, max_bytes=1 << 30, store=None)
+    cache.markup = frozenset({model.template.user_open[0], model.template.next_user_open[0]})
     return InferenceEngine(model, cache, max_context_memory=0)
