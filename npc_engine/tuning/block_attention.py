@@ -28,12 +28,13 @@ NAME: Final = "npc_engine_blocks"
 class Slots(NamedTuple):
     """What the attention of every layer needs of a batch.
 
-    `batch` says which token each slot is of; `cos`, `sin`: [rows, slots, 1, head_dim], how far each moves; `mask`:
-    [rows, 1, tokens, slots], or None where the kernel takes sequences. `retrieval` gathers what the layers say of it,
-    or is None where nobody asks.
+    `tokens`: [rows * slots], which token of all rows each slot is of; `cos`, `sin`: [rows, slots, 1, head_dim], how far
+    each moves; `mask`: [rows, 1, tokens, slots], or None where the kernel takes sequences. `retrieval` gathers what the
+    layers say of it, or is None where nobody asks.
     """
 
     batch: Batch
+    tokens: Tensor
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
@@ -42,10 +43,13 @@ class Slots(NamedTuple):
     @classmethod
     def of(cls, batch: Batch, inv_freq: Tensor, *, needs_mask: bool, watches_retrieval: bool) -> Slots:
         """inv_freq: [head_dim / 2], without attention scaling: it is in the keys already."""
+        num_rows, num_tokens = batch.token_ids.shape
+        rows = torch.arange(num_rows, device=batch.token_ids.device)[:, None]
+        tokens = (batch.slot_tokens + num_tokens * rows).flatten()
         distance = batch.slot_positions - batch.positions.gather(1, batch.slot_tokens)
         cos, sin = tables(distance[:, :, None, None].double() * inv_freq.double())
         mask = batch.mask()[:, None] if needs_mask else None
-        return cls(batch, cos, sin, mask, Retrieval.of(batch) if watches_retrieval else None)
+        return cls(batch, tokens, cos, sin, mask, Retrieval.of(batch) if watches_retrieval else None)
 
 
 def block_attention(
@@ -64,9 +68,10 @@ def block_attention(
 
     Returns [rows, tokens, heads, head_dim], as transformers expects.
     """
-    index = slots.batch.slot_tokens[:, :, None, None].expand(-1, -1, key.shape[1], key.shape[3])
-    keys = rotate(key.transpose(1, 2).gather(1, index), slots.cos, slots.sin)
-    values = value.transpose(1, 2).gather(1, index)
+    shape = slots.batch.slot_tokens.shape
+    keys = take(key.transpose(1, 2).flatten(0, 1), slots.tokens).unflatten(0, shape)
+    keys = rotate(keys, slots.cos, slots.sin)
+    values = take(value.transpose(1, 2).flatten(0, 1), slots.tokens).unflatten(0, shape)
     if slots.retrieval is not None:
         slots.retrieval.watch(module, query, keys, scaling)
     if slots.mask is None:
@@ -91,8 +96,8 @@ def _over_sequences(query: Tensor, keys: Tensor, values: Tensor, batch: Batch, s
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _VARLEN_PARAMETERS else {}
     out = varlen_attn(
         query.flatten(0, 1),
-        keys.flatten(0, 1)[batch.key_slots],
-        values.flatten(0, 1)[batch.key_slots],
+        take(keys.flatten(0, 1), batch.key_slots),
+        take(values.flatten(0, 1), batch.key_slots),
         batch.query_ends,
         batch.key_ends,
         batch.max_queries,
@@ -103,6 +108,29 @@ def _over_sequences(query: Tensor, keys: Tensor, values: Tensor, batch: Batch, s
     )
     attended: Tensor = cast(Tensor, out).unflatten(0, query.shape[:2])
     return attended
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]``, whose backward pass adds in float32 and in any order. x: [n, ...]; index: [m].
+
+    Autograd's own sorts the index first, in every layer.
+    """
+    return cast(Tensor, _Take.apply(x, index))  # type: ignore[no-untyped-call]
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (index,) = ctx.saved_tensors
+        total = torch.zeros(ctx.num_rows, *gradient.shape[1:], dtype=torch.float32, device=gradient.device)
+        return total.index_add_(0, index, gradient.float()).to(gradient.dtype), None
 
 
 def takes_sequences(device: torch.device, dtype: torch.dtype) -> bool:

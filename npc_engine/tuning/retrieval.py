@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from npc_engine.tuning.rows import Batch
 
@@ -45,6 +46,10 @@ class Retrieval:
         share = layer.layer_idx / layer.config.num_hidden_layers
         if not _FIRST_LAYER <= share < _LAST_LAYER:
             return
+        # Scores of all lookups against all slots are large, and quickly computed again.
+        self._layers.append(checkpoint(self._missed, query, keys, scaling, use_reentrant=False))
+
+    def _missed(self, query: Tensor, keys: Tensor, scaling: float) -> Tensor:
         index = self._columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
         queries = query.gather(2, index).unflatten(1, (keys.shape[2], -1))
         scores = torch.einsum("rkgld,rskd->rkgls", queries, keys).flatten(1, 2).float() * scaling
@@ -56,7 +61,7 @@ class Retrieval:
         found = scores.masked_fill(~sought, lowest).logsumexp(-1) - scores.masked_fill(~among, lowest).logsumexp(-1)
         num_heads = max(1, round(found.shape[1] * _SHARE_OF_HEADS))
         best = found.topk(num_heads, dim=1).values.logsumexp(1) - torch.tensor(float(num_heads)).log()
-        self._layers.append(-(best * is_real).sum() / is_real.sum().clamp(min=1))
+        return -(best * is_real).sum() / is_real.sum().clamp(min=1)
 
     def loss(self) -> Tensor:
         """-log of the attention to blocks that falls on the right ones, in nats: mean over lookups and layers."""

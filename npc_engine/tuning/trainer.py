@@ -24,6 +24,7 @@ from npc_engine.inference.model_config import ModelConfig
 from npc_engine.inference.rope import inverse_frequencies
 from npc_engine.tuning import block_attention
 from npc_engine.tuning.data import BatchStream, Line, Variation, pairs_of
+from npc_engine.tuning.fast_layers import use_fast_layers
 from npc_engine.tuning.objective import Losses, TargetLogits, losses
 from npc_engine.tuning.rows import Batch, both_modes, pack
 from npc_engine.tuning.run_log import Report, RunLog
@@ -103,6 +104,7 @@ class Trainer:
         self._builder = builder
         self._development = [both_modes([row]) for row in pack(pairs_of(development, builder), config.row_tokens)]
         self.language_model = self._load()
+        use_fast_layers(self.language_model)
         model = TargetLogits(self.language_model, _inv_freq(checkpoint), watches_retrieval=config.retrieval_weight > 0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
