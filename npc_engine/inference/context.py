@@ -212,3 +212,6 @@ class SegmentedContext:
 
     def advance(self, num_tokens: int) -> None:
         self._num_new += num_tokens
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -9,13 +9,21 @@ from typing import Protocol
 from npc_engine.blocks import Block, BlockId, BlockKV, Layout, Placement
 
 
-class ConversationContext(Protocol):
-    """Everything that one conversation's next tokens see."""
+class NewTokens(Protocol):
+    """Something that new tokens can be computed behind."""
 
     @property
     def position(self) -> int:
         """The position of the next token."""
         ...
+
+    def advance(self, num_tokens: int) -> None:
+        """All layers have stored these new tokens: they belong to it now."""
+        ...
+
+
+class ConversationContext(NewTokens, Protocol):
+    """Everything that one conversation's next tokens see."""
 
     @property
     def num_bytes(self) -> int:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-
 from npc_engine.blocks import Block, BlockCache, BlockId, BlockKV, Layout
-from npc_engine.inference.attention import BatchAttention
-from npc_engine.inference.context import SegmentedContext
+from npc_engine.errors import BlockMemoryError
+from npc_engine.inference.context_kind import ContextKind, EncodingContext
 from npc_engine.inference.decoder import Decoder
-from npc_engine.inference.rope import RotaryTable
-
-_MAX_TOKENS = 1024  # of one packed batch
 
 
 class EncodingJob:
@@ -25,28 +20,24 @@ class EncodingJob:
     def __init__(
         self,
         decoder: Decoder,
-        rope: RotaryTable,
-        cache: BlockCache,
+        kind: ContextKind,
         blocks: Sequence[Block],
         parents: Mapping[BlockId, Block],
     ) -> None:
         self.blocks = tuple(blocks)
         self.parents = tuple(parents.values())
         self._decoder = decoder
-        self._contexts = [
-            SegmentedContext(
-                cache.shape,
-                rope.inv_freq,
-                decoder.device,
-                Layout.of([parents[parent] for parent in block.parents]),
-                cache.get,
-                max_new_tokens=block.num_tokens,
-            )
-            for block in blocks
-        ]
-        self._attention = BatchAttention(rope, self._contexts, [block.num_tokens for block in blocks])
-        token_ids = [token_id for block in blocks for token_id in block.token_ids]
-        self._hidden = decoder.embed(torch.tensor(token_ids, device=decoder.device))
+        self._contexts: list[EncodingContext] = []
+        try:
+            for block in blocks:
+                layout = Layout.of([parents[parent] for parent in block.parents])
+                self._contexts.append(kind.encoding_context(layout, block.num_tokens))
+        except BlockMemoryError:
+            self.close()
+            raise
+        step = kind.step(self._contexts, [block.token_ids for block in blocks])
+        self._attention = step.attention
+        self._hidden = decoder.embed(step.token_ids)
         self._next_layer = 0
 
     @property
@@ -62,20 +53,27 @@ class EncodingJob:
         self._hidden = self._decoder.layer(self._next_layer, self._hidden, self._attention)
         self._next_layer += 1
         if self.is_done:
-            self._attention.advance()
+            for block, context in zip(self.blocks, self._contexts, strict=True):
+                context.advance(block.num_tokens)
 
     def results(self) -> list[tuple[Block, BlockKV]]:
         """The blocks with their keys and values, once the job is done."""
         assert self.is_done
         return [(block, context.new_kv) for block, context in zip(self.blocks, self._contexts, strict=True)]
 
+    def close(self) -> None:
+        """Give back what the job took."""
+        for context in self._contexts:
+            context.close()
+        self._contexts = []
+
 
 class EncodingQueue:
     """Encoding jobs that have begun. Only one advances at a time; the others are suspended between two layers."""
 
-    def __init__(self, decoder: Decoder, rope: RotaryTable, cache: BlockCache) -> None:
+    def __init__(self, decoder: Decoder, kind: ContextKind, cache: BlockCache) -> None:
         self._decoder = decoder
-        self._rope = rope
+        self._kind = kind
         self._cache = cache
         self._jobs: list[EncodingJob] = []  # the most urgent last
 
@@ -94,12 +92,16 @@ class EncodingQueue:
                 self._jobs.remove(job)
                 self._jobs.append(job)
                 return
-        wave = ready_to_encode(missing, _MAX_TOKENS)
+        wave = ready_to_encode(missing, self._kind.max_encoding_tokens)
         by_id = {block.id: block for block in known}
         parents = {parent: by_id[parent] for block in wave for parent in block.parents}
         lost = self._cache.acquire(parents.values())
         assert not lost, "a block is ready when its parents are"
-        self._jobs.append(EncodingJob(self._decoder, self._rope, self._cache, wave, parents))
+        try:
+            self._jobs.append(EncodingJob(self._decoder, self._kind, wave, parents))
+        except BlockMemoryError:
+            self._cache.release(parents.values())
+            raise
 
     def advance(self) -> None:
         """Run one layer of the most urgent job; after the last one its blocks are cached.
@@ -111,7 +113,9 @@ class EncodingQueue:
         if job.is_done:
             self._jobs.pop()
             self._cache.release(job.parents)
-            for block, kv in job.results():
+            results = job.results()
+            job.close()
+            for block, kv in results:
                 self._cache.put(block, kv)
 
 

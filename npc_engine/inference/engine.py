@@ -29,7 +29,7 @@ from npc_engine.inference.request import (
     TokenOutput,
     WarmedOutput,
 )
-from npc_engine.inference.sampler import Sampler
+from npc_engine.inference.sampler import Sampler, sample_all
 from npc_engine.inference.sequence import Phase, Sequence
 
 
@@ -76,15 +76,18 @@ class InferenceEngine:
     ) -> None:
         """`kind` None: an assembled context for every conversation. `policy` is for those."""
         torch.set_num_threads(model.num_threads)
+        if model.decoder.device.type == "cuda":
+            torch.cuda.set_device(model.decoder.device)  # kernels are launched on the thread's own device
         self._policy = policy
         self._model = model
         self._cache = cache
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._encoding = EncodingQueue(model.decoder, model.rope, cache)
         self._warming: dict[Hashable, _Warming] = {}
         self._relinking: dict[Hashable, Relinking] = {}
-        self._kind = kind or AssembledContexts(cache.shape, model.rope, model.decoder.device, policy)
+        self._kind = kind or AssembledContexts(cache, model.rope, model.decoder.device, policy)
+        self._forward = self._kind.forward_pass(model.decoder)
+        self._encoding = EncodingQueue(model.decoder, self._kind, cache)
         self._contexts = ContextPool(self._kind.create, max_context_memory)
 
     @property
@@ -234,8 +237,8 @@ class InferenceEngine:
     def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[Output]:
         """logits: [sequences, vocab]."""
         outputs: list[Output] = []
-        for sequence, row in zip(sequences, logits, strict=True):
-            token_id = sequence.sample(row)
+        for sequence, token_id in zip(sequences, sample_all([each.sampler for each in sequences], logits), strict=True):
+            sequence.sampled_token_ids.append(token_id)
             reason = sequence.finish_reason()
             if reason is not FinishReason.STOP:
                 outputs.append(TokenOutput(sequence.request.request_id, token_id))
@@ -342,22 +345,3 @@ class InferenceEngine:
 
     def _give_up_warming(self) -> list[Output]:
         return [self._end_warming(key) for key in list(self._warming)]
-
-    # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _forward(
-        self, contexts: list[ConversationContext], token_ids: Iterable[Iterable[int]], num_rows: int = 1
-    ) -> Tensor:
-        """One pass over a packed batch.
-
-        Returns the logits of the last `num_rows` tokens of each sequence: [rows, vocab].
-        """
-        per_sequence = [list(ids) for ids in token_ids]
-        lengths = [len(ids) for ids in per_sequence]
-        attention = self._kind.attention(contexts, lengths)
-        packed = torch.tensor([token_id for ids in per_sequence for token_id in ids], device=self._model.decoder.device)
-        hidden = self._model.decoder.forward(packed, attention)
-        attention.advance()
-        ends = torch.tensor(lengths).cumsum(0).tolist()
-        rows = torch.cat([hidden[end - num_rows : end] for end in ends])
-        return self._model.decoder.logits(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,116 +23,189 @@ from npc_engine.blocks.positions import rotate, shift
 from npc_engine.inference.rope import RotaryTable
 
 Ints = NDArray[np.int32]
+ENTRY: Final = 3
+"""Numbers of a page in a table: the page, its delta, how many of its tokens count."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequencePages:
     """The pages of one sequence, in the order of its layout: what is cached, then its own.
 
-    `pages`, `deltas`, `num_valid` (tokens that count): [cached pages]; `own`: pages for new tokens, which hold
-    `num_before` of them already.
+    `cached`: [pages, ENTRY]; `own`: pages for new tokens, which hold `num_before` of them already; `position` is that
+    of the next token.
     """
 
-    pages: Ints
-    deltas: Ints
-    num_valid: Ints
+    cached: Ints
     own: Ints
     num_before: int
+    position: int
+
+
+class StepShape(NamedTuple):
+    """How many tokens, sequences and pages a step has room for; no sequence has more than `max_queries` tokens."""
+
+    num_tokens: int
+    num_sequences: int
+    num_entries: int
+    max_queries: int
 
 
 @dataclass(frozen=True, slots=True)
-class PagedBatch:
-    """What a backend is told of a packed batch; all int32, on the device.
+class PagedStep:
+    """One pass over a packed batch, as the device is told of it: views of one tensor of int32.
 
-    - `query_starts`: [sequences + 1], the first row of each sequence's queries
-    - `pages`, `deltas`, `num_valid`: [sequences, pages], filled up with zeros
-    - `num_pages`, `num_cached` (pages in front of a sequence's own), `num_before`: [sequences]
+    - `token_ids`, `positions`, `rows` (of the paged memory, where keys and values go): [tokens]
+    - `query_starts`: [sequences + 1], the first token of each sequence; tokens behind the last one fill up
+    - `entry_starts`: [sequences + 1], the first page of each sequence in `entries`: [pages, ENTRY]
+    - `num_cached` (pages in front of a sequence's own), `num_before`, `last_tokens`: [sequences]
     """
 
+    shape: StepShape
+    page_tokens: int
+    token_ids: Tensor
+    positions: Tensor
+    rows: Tensor
     query_starts: Tensor
-    pages: Tensor
-    deltas: Tensor
-    num_valid: Tensor
-    num_pages: Tensor
+    entry_starts: Tensor
     num_cached: Tensor
     num_before: Tensor
-    max_queries: int
-    page_tokens: int
+    last_tokens: Tensor
+    entries: Tensor
+
+    @classmethod
+    def over(cls, numbers: Tensor, shape: StepShape, page_tokens: int) -> PagedStep:
+        """Over this tensor, which has room for `shape`."""
+        token_ids, positions, rows, *per_sequence, entries = numbers[: _size(shape)].split(_sizes(shape))
+        query_starts, entry_starts, num_cached, num_before, last_tokens = per_sequence
+        return cls(
+            shape,
+            page_tokens,
+            token_ids,
+            positions,
+            rows,
+            query_starts,
+            entry_starts,
+            num_cached,
+            num_before,
+            last_tokens,
+            entries.view(-1, ENTRY),
+        )
 
     @classmethod
     def of(
-        cls, sequences: Sequence[SequencePages], num_queries: Sequence[int], page_tokens: int, device: torch.device
-    ) -> PagedBatch:
-        """num_queries: of each sequence, whose own pages have room for them."""
-        number = len(sequences)
-        cached = [len(sequence.pages) for sequence in sequences]
-        width = max(n + len(sequence.own) for n, sequence in zip(cached, sequences, strict=True))
-        tables = np.zeros((3, number, width), dtype=np.int32)
-        for i, (sequence, n) in enumerate(zip(sequences, cached, strict=True)):
-            end = n + len(sequence.own)
-            tables[0, i, :n], tables[0, i, n:end] = sequence.pages, sequence.own
-            tables[1, i, :n] = sequence.deltas
-            tables[2, i, :n], tables[2, i, n:end] = sequence.num_valid, page_tokens
-        starts = np.concatenate(([0], np.cumsum(num_queries)))
-        counts = [[n + len(s.own) for n, s in zip(cached, sequences, strict=True)], cached]
-        per_sequence = np.array([*counts, [sequence.num_before for sequence in sequences]], dtype=np.int32)
-        # One transfer for all of it.
-        packed = np.concatenate((tables.ravel(), per_sequence.ravel(), starts.astype(np.int32)))
-        moved = torch.from_numpy(packed).to(device, non_blocking=True)
-        of_pages, of_sequences, query_starts = moved.split([tables.size, per_sequence.size, starts.size])
-        pages, deltas, num_valid = of_pages.view(3, number, width)
-        num_pages, num_cached, num_before = of_sequences.view(3, number)
-        return cls(
-            query_starts,
-            pages,
-            deltas,
-            num_valid,
-            num_pages,
-            num_cached,
-            num_before,
-            max_queries=max(num_queries),
-            page_tokens=page_tokens,
-        )
+        cls,
+        sequences: Sequence[SequencePages],
+        token_ids: Sequence[Sequence[int]],
+        page_tokens: int,
+        device: torch.device,
+    ) -> PagedStep:
+        """Of exactly these sequences, whose own pages have room for their tokens."""
+        shape = shape_of(sequences, token_ids)
+        numbers = torch.from_numpy(pack(sequences, token_ids, shape, page_tokens, spare_row=0))
+        return cls.over(numbers.to(device, non_blocking=True), shape, page_tokens)
+
+
+def shape_of(sequences: Sequence[SequencePages], token_ids: Sequence[Sequence[int]]) -> StepShape:
+    """The least that has room for these."""
+    return StepShape(
+        num_tokens=sum(len(ids) for ids in token_ids),
+        num_sequences=len(sequences),
+        num_entries=sum(len(sequence.cached) + len(sequence.own) for sequence in sequences),
+        max_queries=max(len(ids) for ids in token_ids),
+    )
+
+
+def pack(
+    sequences: Sequence[SequencePages],
+    token_ids: Sequence[Sequence[int]],
+    shape: StepShape,
+    page_tokens: int,
+    *,
+    spare_row: int,
+) -> Ints:
+    """The numbers of a :class:`PagedStep`. What fills up is stored at `spare_row` and belongs to no sequence."""
+    num_entries = sum(len(sequence.cached) + len(sequence.own) for sequence in sequences)
+    numbers = np.zeros(_size(shape._replace(num_entries=num_entries)), dtype=np.int32)
+    ids, positions, rows, query_starts, entry_starts, num_cached, num_before, last, entries = np.split(
+        numbers, np.cumsum(_sizes(shape)[:-1])
+    )
+    table = entries.reshape(-1, ENTRY)
+    rows[:] = spare_row
+    token = entry = 0
+    for i, (sequence, new) in enumerate(zip(sequences, token_ids, strict=True)):
+        end, cached, own = token + len(new), len(sequence.cached), len(sequence.own)
+        ids[token:end] = new
+        positions[token:end] = np.arange(sequence.position, sequence.position + len(new))
+        offsets = np.arange(sequence.num_before, sequence.num_before + len(new))
+        rows[token:end] = sequence.own[offsets // page_tokens] * page_tokens + offsets % page_tokens
+        table[entry : entry + cached] = sequence.cached
+        table[entry + cached : entry + cached + own, 0] = sequence.own
+        num_cached[i], num_before[i], last[i] = cached, sequence.num_before, end - 1
+        token, entry = end, entry + cached + own
+        query_starts[i + 1], entry_starts[i + 1] = token, entry
+    query_starts[len(sequences) + 1 :], entry_starts[len(sequences) + 1 :] = token, entry
+    return numbers
+
+
+def _sizes(shape: StepShape) -> list[int]:
+    tokens, sequences, entries, _ = shape
+    return [*[tokens] * 3, *[sequences + 1] * 2, *[sequences] * 3, ENTRY * entries]
+
+
+def _size(shape: StepShape) -> int:
+    return sum(_sizes(shape))
 
 
 class PagedBackend(Protocol):
     """One implementation of attention over pages."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, batch: PagedBatch) -> Tensor:
-        """q: [tokens, heads, head_dim], rotated for the positions of its tokens; k, v: one layer of a
-        :class:`~npc_engine.blocks.pages.PagedKV`, the new tokens' keys and values in place.
+    def store(self, qk: Tensor, v: Tensor, keys: Tensor, values: Tensor, step: PagedStep) -> Tensor:
+        """Rotate queries and keys for their positions, and put keys and values into their rows.
 
-        Returns [tokens, heads, head_dim].
+        qk: [tokens, heads + kv_heads, head_dim]; v: [tokens, kv_heads, head_dim]; keys, values: one layer of a
+        :class:`~npc_engine.blocks.pages.PagedKV`. Returns the queries, [tokens, heads, head_dim].
         """
+        ...
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, step: PagedStep) -> Tensor:
+        """q: [tokens, heads, head_dim], as :meth:`store` returned them. Returns the same shape."""
         ...
 
 
 class ReferenceBackend:
     """torch operations alone, sequence by sequence, page by page: for any device, and what the others are held to."""
 
-    def __init__(self, inv_freq: Tensor) -> None:
-        self._inv_freq = inv_freq
+    def __init__(self, rope: RotaryTable) -> None:
+        self._rope = rope
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, batch: PagedBatch) -> Tensor:
-        starts = batch.query_starts.tolist()
+    def store(self, qk: Tensor, v: Tensor, keys: Tensor, values: Tensor, step: PagedStep) -> Tensor:
+        num_kv_heads = v.shape[1]
+        cos, sin = self._rope.of(step.positions)
+        rotated = rotate(qk, cos, sin)
+        q, k = rotated[:, :-num_kv_heads], rotated[:, -num_kv_heads:]
+        keys[:, step.rows.long()] = k.transpose(0, 1)
+        values[:, step.rows.long()] = v.transpose(0, 1)
+        return q
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, step: PagedStep) -> Tensor:
+        starts = step.query_starts.tolist()
         outputs = [
-            self._attend(q[start:end], k, v, batch, i) for i, (start, end) in enumerate(itertools.pairwise(starts))
+            self._attend_one(q[start:end], keys, values, step, i)
+            for i, (start, end) in enumerate(itertools.pairwise(starts))
         ]
-        return torch.cat(outputs)
+        return torch.cat([*outputs, torch.zeros_like(q[starts[-1] :])])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: PagedBatch, index: int) -> Tensor:
-        num_pages, num_cached, num_before = (
-            int(each[index]) for each in (batch.num_pages, batch.num_cached, batch.num_before)
-        )
-        num_queries, size = q.shape[0], batch.page_tokens
+    def _attend_one(self, q: Tensor, k: Tensor, v: Tensor, step: PagedStep, index: int) -> Tensor:
+        first, end = step.entry_starts[index : index + 2].tolist()
+        num_cached, num_before = int(step.num_cached[index]), int(step.num_before[index])
+        num_queries, size = q.shape[0], step.page_tokens
         keys, values = [], []
         num_new = num_before + num_queries
-        for i in range(num_pages):
-            page, delta, num_valid = (int(each[index, i]) for each in (batch.pages, batch.deltas, batch.num_valid))
+        for i, (page, delta, num_valid) in enumerate(step.entries[first:end].tolist()):
             if i >= num_cached:
                 num_valid = max(0, min(size, num_new - (i - num_cached) * size))
             rows = slice(page * size, page * size + num_valid)
-            keys.append(shift(k[:, rows], delta, self._inv_freq))
+            keys.append(shift(k[:, rows], delta, self._rope.inv_freq))
             values.append(v[:, rows])
         num_keys = sum(each.shape[1] for each in keys)
         mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
@@ -146,60 +219,15 @@ class ReferenceBackend:
         return out[0].transpose(0, 1)
 
 
-class PagedContext(Protocol):
-    """What attention over pages needs of a conversation's context."""
-
-    @property
-    def position(self) -> int:
-        """The position of the sequence's next token."""
-        ...
-
-    def reserve(self, num_tokens: int) -> Tensor:
-        """Where the next tokens go: rows of the paged memory, [tokens]."""
-        ...
-
-    def sequence_pages(self) -> SequencePages:
-        """Everything the next tokens see, and the pages they go to."""
-        ...
-
-    def advance(self, num_tokens: int) -> None:
-        """All layers have stored these new tokens."""
-        ...
-
-
 class PagedAttention:
-    """Attention for a packed batch over pages; sequence *i* owns ``num_tokens[i]`` consecutive rows.
+    """Attention for one step over pages. An :class:`~npc_engine.inference.attention.Attention`."""
 
-    An :class:`~npc_engine.inference.attention.Attention`.
-    """
-
-    def __init__(
-        self,
-        rope: RotaryTable,
-        memory: PagedKV,
-        backend: PagedBackend,
-        contexts: Sequence[PagedContext],
-        num_tokens: Sequence[int],
-    ) -> None:
+    def __init__(self, memory: PagedKV, backend: PagedBackend, step: PagedStep) -> None:
         self._memory = memory
         self._backend = backend
-        self._contexts = contexts
-        self._num_tokens = list(num_tokens)
-        pairs = list(zip(contexts, num_tokens, strict=True))
-        self._cos, self._sin = rope.at([(context.position, context.position + n) for context, n in pairs])
-        self._rows = torch.cat([context.reserve(n) for context, n in pairs])
-        sequences = [context.sequence_pages() for context in contexts]
-        self._batch = PagedBatch.of(sequences, self._num_tokens, memory.page_tokens, memory.k.device)
+        self._step = step
 
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
-        num_kv_heads = v.shape[1]
-        q, k = rotate(qk, self._cos, self._sin).split([qk.shape[1] - num_kv_heads, num_kv_heads], dim=1)
         keys, values = self._memory.k[layer], self._memory.v[layer]
-        keys[:, self._rows] = k.transpose(0, 1)
-        values[:, self._rows] = v.transpose(0, 1)
-        return self._backend(q, keys, values, self._batch)
-
-    def advance(self) -> None:
-        """Call after the last layer."""
-        for context, num_tokens in zip(self._contexts, self._num_tokens, strict=True):
-            context.advance(num_tokens)
+        q = self._backend.store(qk, v, keys, values, self._step)
+        return self._backend.attend(q, keys, values, self._step)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from npc_engine.blocks import Block, BlockCache, BlockId, BlockKV, Layout, Placement
 from npc_engine.blocks.pages import PagedKV
 from npc_engine.blocks.positions import shift
-from npc_engine.inference.paged_attention import Ints, SequencePages
+from npc_engine.inference.paged_attention import ENTRY, Ints, SequencePages
 
 
 class _Sealed(NamedTuple):
@@ -39,8 +41,8 @@ class PagedContext:
         self._inv_freq = inv_freq
         self._held: dict[BlockId, Block] = {}
         self._sealed: dict[BlockId, _Sealed] = {}
-        self._cached = _Tables.of(memory.page_tokens, ())
-        self._layout_end = 0
+        self._cached = self._table(())
+        self._set((), [], 0)
         self._own: tuple[int, ...] = ()
         self._num_new = 0
 
@@ -68,15 +70,21 @@ class PagedContext:
         :class:`~npc_engine.errors.BlockMemoryError` if there are too few free pages.
         """
         stale = self.stale(layout)
-        wanted = {p.block.id: p.block for p in layout.placements if p.block.id not in self._sealed}
-        fresh = [block for block_id, block in wanted.items() if block_id not in self._held]
-        missing = self._cache.acquire(fresh)
+        # Mostly the end of a layout changes. What is in front of that stays as it is.
+        same = sum(
+            1 for _ in itertools.takewhile(operator.truth, map(operator.eq, self._placements, layout.placements))
+        )
+        old, new = self._placements[same:], layout.placements[same:]
+        fresh = {placement.block.id: placement.block for placement in stale}
+        missing = self._cache.acquire(fresh.values())
         assert not missing, "what is stale has to be cached"
-        self._cache.release(block for block_id, block in self._held.items() if block_id not in wanted)
-        self._held = wanted
-        self._forget_turns({p.block.id for p in layout.placements})
-        self._cached = _Tables.of(self._memory.page_tokens, (self._entry(p) for p in layout.placements))
-        self._layout_end = layout.end
+        self._held |= fresh
+        wanted = {placement.block.id for placement in layout.placements}
+        self._forget({p.block.id for p in old} - wanted)
+        ends = self._ends[:same]
+        entries = [self._entry(placement) for placement in new]
+        self._cached = np.concatenate((self._cached[: ends[-1] if ends else 0], self._table(entries)))
+        self._set(layout.placements, [*ends, *_ends_of(entries, ends[-1] if ends else 0)], layout.end)
         self._give_back_own()
         self._own = self._memory.pool.allocate(self._memory.num_pages_for(room))
         return sum(placement.block.num_tokens for placement in stale)
@@ -90,38 +98,37 @@ class PagedContext:
         self._memory.pool.free(rest)
         self._own, self._num_new = (), 0
         self._sealed[block.id] = _Sealed(pages, delta)
-        self._cached = self._cached.and_one(self._memory.page_tokens, _Entry(pages, 0, num_tokens))
-        self._layout_end += num_tokens
+        self._cached = np.concatenate((self._cached, self._table([_Entry(pages, 0, num_tokens)])))
+        row = self._placements[-1].rows.stop if self._placements else 0
+        placed = Placement(block, self._layout_end, row)
+        self._set((*self._placements, placed), [*self._ends, len(self._cached)], placed.end)
         k, v = self._memory.load(pages, num_tokens)
         return BlockKV(shift(k, -delta, self._inv_freq), v)
 
     def close(self) -> None:
-        self._cache.release(self._held.values())
-        self._held = {}
-        self._forget_turns(set())
+        self._forget([*self._held, *self._sealed])
         self._give_back_own()
-        self._cached = _Tables.of(self._memory.page_tokens, ())
-        self._layout_end = 0
+        self._cached = self._table(())
+        self._set((), [], 0)
 
-    # ── what attention needs ─────────────────────────────────────────────────────────────────────────────────
+    # ── what a step needs ────────────────────────────────────────────────────────────────────────────────────
 
-    def reserve(self, num_tokens: int) -> Tensor:
+    def reserve(self, num_tokens: int) -> SequencePages:
+        """Everything that the next tokens see, and pages to which they go. Then :meth:`advance`."""
         missing = self._memory.num_pages_for(self._num_new + num_tokens) - len(self._own)
         if missing > 0:
             self._own += self._memory.pool.allocate(missing)
-        return self._memory.rows(self._own, self._num_new, self._num_new + num_tokens)
-
-    def sequence_pages(self) -> SequencePages:
-        return SequencePages(
-            self._cached.pages,
-            self._cached.deltas,
-            self._cached.num_valid,
-            np.array(self._own, dtype=np.int32),
-            self._num_new,
-        )
+        own = np.array(self._own[: self._memory.num_pages_for(self._num_new + num_tokens)], dtype=np.int32)
+        return SequencePages(self._cached, own, self._num_new, self.position)
 
     def advance(self, num_tokens: int) -> None:
+        """All layers have stored these new tokens."""
         self._num_new += num_tokens
+
+    @property
+    def new_kv(self) -> BlockKV:
+        """A copy of the new tokens' keys and values, as they were computed."""
+        return self._memory.load(self._own, self._num_new)
 
     def _entry(self, placement: Placement) -> _Entry:
         block = placement.block
@@ -129,9 +136,26 @@ class PagedContext:
             return _Entry(sealed.pages, placement.delta - sealed.delta, block.num_tokens)
         return _Entry(self._memory.pages_of(block.id), placement.delta, block.num_tokens)
 
-    def _forget_turns(self, kept: set[BlockId]) -> None:
-        for block_id in [block_id for block_id in self._sealed if block_id not in kept]:
-            self._memory.pool.free(self._sealed.pop(block_id).pages)
+    def _set(self, placements: tuple[Placement, ...], ends: list[int], layout_end: int) -> None:
+        """`ends`: behind which row of the table each placement ends."""
+        self._placements, self._ends, self._layout_end = placements, ends, layout_end
+
+    def _forget(self, block_ids: Iterable[BlockId]) -> None:
+        for block_id in block_ids:
+            if (sealed := self._sealed.pop(block_id, None)) is not None:
+                self._memory.pool.free(sealed.pages)
+            else:
+                self._cache.release([self._held.pop(block_id)])
+
+    def _table(self, entries: Iterable[_Entry]) -> Ints:
+        """The pages of these entries, as in :class:`~npc_engine.inference.paged_attention.SequencePages`."""
+        size = self._memory.page_tokens
+        numbers = [
+            (page, entry.delta, min(size, entry.num_tokens - i * size))
+            for entry in entries
+            for i, page in enumerate(entry.pages)
+        ]
+        return np.array(numbers, dtype=np.int32).reshape(-1, ENTRY)
 
     def _give_back_own(self) -> None:
         self._memory.pool.free(self._own)
@@ -146,24 +170,7 @@ class _Entry(NamedTuple):
     num_tokens: int
 
 
-class _Tables(NamedTuple):
-    """The pages of a layout, as in :class:`~npc_engine.inference.paged_attention.SequencePages`."""
-
-    pages: Ints
-    deltas: Ints
-    num_valid: Ints
-
-    @classmethod
-    def of(cls, page_tokens: int, entries: Iterable[_Entry]) -> _Tables:
-        pages: list[int] = []
-        deltas: list[int] = []
-        num_valid: list[int] = []
-        for entry in entries:
-            pages += entry.pages
-            deltas += [entry.delta] * len(entry.pages)
-            num_valid += (min(page_tokens, entry.num_tokens - i * page_tokens) for i in range(len(entry.pages)))
-        return cls(*(np.array(numbers, dtype=np.int32) for numbers in (pages, deltas, num_valid)))
-
-    def and_one(self, page_tokens: int, entry: _Entry) -> _Tables:
-        more = _Tables.of(page_tokens, [entry])
-        return _Tables(*(np.concatenate(pair) for pair in zip(self, more, strict=True)))
+def _ends_of(entries: Iterable[_Entry], start: int) -> Iterator[int]:
+    for entry in entries:
+        start += len(entry.pages)
+        yield start

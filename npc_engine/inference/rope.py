@@ -17,13 +17,13 @@ _TABLE_STEP = 1024  # positions by which the table grows
 class RotaryTable:
     """Cosines and sines by position, grown on demand.
 
-    `inv_freq`: [head_dim / 2], float32, on `device`. The tables carry YaRN's attention scaling; `inv_freq` does not, so
-    moving a key by a difference of positions never scales it again.
+    `inv_freq`: [head_dim / 2], float32, on `device`. The tables carry YaRN's attention scaling, `scale`; `inv_freq`
+    does not, so moving a key by a difference of positions never scales it again.
     """
 
     def __init__(self, config: RopeConfig, head_dim: int, device: torch.device) -> None:
         self.inv_freq = inverse_frequencies(config, head_dim).to(device)
-        self._scale = config.attention_factor
+        self.scale = config.attention_factor
         self._cos = self._sin = torch.empty(0, head_dim, device=device)
 
     def at(self, spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -36,13 +36,18 @@ class RotaryTable:
         sin = torch.cat([self._sin[start:end] for start, end in spans])
         return cos[:, None], sin[:, None]
 
+    def of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Tables of these positions, in the form of :meth:`at`. positions: [tokens], any integers."""
+        self._reserve(int(positions.max()) + 1)
+        return self._cos[positions.long()][:, None], self._sin[positions.long()][:, None]
+
     def _reserve(self, num_positions: int) -> None:
         if num_positions <= len(self._cos):
             return
         num_positions = -(-num_positions // _TABLE_STEP) * _TABLE_STEP
         positions = torch.arange(num_positions, dtype=torch.float32, device=self.inv_freq.device)
         cos, sin = tables(positions[:, None] * self.inv_freq)
-        self._cos, self._sin = cos * self._scale, sin * self._scale
+        self._cos, self._sin = cos * self.scale, sin * self.scale
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -20,17 +20,11 @@ class Sampler:
 
     def sample(self, logits: Tensor) -> int:
         """logits: [vocab], float32, on any device; not modified."""
-        params = self._params
-        logits = self._penalize(logits)
-        if params.temperature == 0:
-            token_id = int(logits.argmax())
-        else:
-            probabilities = (logits / params.temperature).softmax(dim=-1).cpu()
-            probabilities = _keep_min_p(probabilities, params.min_p)
-            probabilities = _keep_top_p(probabilities, params.top_p)
-            token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
-        self._remember(token_id)
-        return token_id
+        return sample_all([self], logits[None])[0]
+
+    @property
+    def is_greedy(self) -> bool:
+        return self._params.temperature == 0
 
     def margins(self, logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
         """How far each token's logit lies below the best one, as if they were sampled one after the other.
@@ -44,19 +38,47 @@ class Sampler:
             self._remember(token_id)
         return tuple(margins)
 
+    def _draw(self, logits: Tensor) -> int:
+        """logits: [vocab], with penalties."""
+        params = self._params
+        probabilities = (logits / params.temperature).softmax(dim=-1).cpu()
+        probabilities = _keep_min_p(probabilities, params.min_p)
+        probabilities = _keep_top_p(probabilities, params.top_p)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
     def _remember(self, token_id: int) -> None:
         if token_id not in self._used:
             self._used.append(token_id)
 
     def _penalize(self, logits: Tensor) -> Tensor:
-        # CTRL (arXiv 1909.05858), over the reply alone: a penalty on the prompt would keep an NPC from quoting its
-        # sheet.
-        penalty = self._params.repetition_penalty
-        if penalty == 1 or not self._used:
-            return logits
-        used = torch.tensor(self._used, device=logits.device)
-        scores = logits[used]
-        return logits.index_copy(0, used, torch.where(scores > 0, scores / penalty, scores * penalty))
+        return _penalize([self], logits[None])[0]
+
+
+def sample_all(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
+    """The next token of each reply; the device is waited for once. logits: [replies, vocab], float32; not modified."""
+    logits = _penalize(samplers, logits)
+    best = logits.argmax(dim=-1).tolist() if any(sampler.is_greedy for sampler in samplers) else []
+    token_ids = []
+    for i, sampler in enumerate(samplers):
+        token_ids.append(best[i] if sampler.is_greedy else sampler._draw(logits[i]))
+        sampler._remember(token_ids[i])
+    return token_ids
+
+
+def _penalize(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    # CTRL (arXiv 1909.05858), over the reply alone: a penalty on the prompt would keep an NPC from quoting its sheet.
+    used = [
+        (row, token_id, sampler._params.repetition_penalty)
+        for row, sampler in enumerate(samplers)
+        if sampler._params.repetition_penalty != 1
+        for token_id in sampler._used
+    ]
+    if not used:
+        return logits
+    rows, token_ids, penalties = torch.tensor(used, dtype=torch.float64).to(logits.device).unbind(1)
+    index = (rows.long(), token_ids.long())
+    scores, penalties = logits[index], penalties.to(logits.dtype)
+    return logits.index_put(index, torch.where(scores > 0, scores / penalties, scores * penalties))
 
 
 def _keep_min_p(probabilities: Tensor, min_p: float) -> Tensor:

@@ -51,8 +51,9 @@ class Sequence:
         self.sampled_token_ids: list[int] = []
         self.margins: tuple[float, ...] = ()
         self.forced_logits: Tensor | None = None
-        self._sampler = Sampler(request.sampling, request.seed)
+        self.sampler = Sampler(request.sampling, request.seed)
         self._num_kept_turns = len(request.turns)
+        self._layout: Layout | None = None
         self._context: ConversationContext | None = None
 
     @property
@@ -63,7 +64,9 @@ class Sequence:
     @property
     def layout(self) -> Layout:
         """What lies in front of the tail."""
-        return self._arrange((*self.request.blocks, *self.request.turns[: self._num_kept_turns]))
+        if self._layout is None:
+            self._layout = self._arrange((*self.request.blocks, *self.request.turns[: self._num_kept_turns]))
+        return self._layout
 
     @property
     def tail(self) -> tuple[int, ...]:
@@ -80,16 +83,11 @@ class Sequence:
     def fold_turns_from(self, index: int) -> None:
         """This turn's keys and values are lost: compute it, and those behind it, again with the final block."""
         self._num_kept_turns = min(self._num_kept_turns, index)
+        self._layout = None
 
     def start(self, context: ConversationContext) -> None:
         self.move_to(Phase.RUNNING)
         self._context = context
-
-    def sample(self, logits: Tensor) -> int:
-        """Choose, and remember, the next token. logits: [vocab]."""
-        token_id = self._sampler.sample(logits)
-        self.sampled_token_ids.append(token_id)
-        return token_id
 
     def finish_reason(self) -> FinishReason | None:
         """Why the reply is over after the last sampled token, or None if it goes on."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npc_engine.errors import ModelError
 from npc_engine.inference.adapter import Adapter
-from npc_engine.inference.linear import Linear, linear
+from npc_engine.inference.linear import GatedLinear, Linear, gated_linear, linear
 from npc_engine.inference.model_config import ModelConfig
 
 
@@ -29,8 +29,7 @@ class LayerWeights:
     k_norm: Tensor | None
     o: Linear
     post_norm: Tensor
-    gate: Linear
-    up: Linear
+    gate_up: GatedLinear
     down: Linear
 
 
@@ -102,6 +101,12 @@ def _assemble(
         biases = [read(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)] if bias else None
         return linear(weight, torch.cat(biases) if biases else None)
 
+    def read_gated(mlp: str) -> GatedLinear:
+        gate, up = (read(f"{mlp}.{name}_proj.weight", intermediate, hidden) for name in ("gate", "up"))
+        if not config.mlp_bias:
+            return gated_linear(gate, up)
+        return gated_linear(gate, up, *(read(f"{mlp}.{name}_proj.bias", intermediate) for name in ("gate", "up")))
+
     def read_layer(index: int) -> LayerWeights:
         prefix = f"model.layers.{index}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
@@ -113,8 +118,7 @@ def _assemble(
             k_norm=read(f"{attention}.k_norm.weight", config.head_dim) if config.qk_norm else None,
             o=read_linear([f"{attention}.o_proj"], [hidden], q_size, bias=config.o_bias),
             post_norm=read(f"{prefix}.post_attention_layernorm.weight", hidden),
-            gate=read_linear([f"{mlp}.gate_proj"], [intermediate], hidden, bias=config.mlp_bias),
-            up=read_linear([f"{mlp}.up_proj"], [intermediate], hidden, bias=config.mlp_bias),
+            gate_up=read_gated(mlp),
             down=read_linear([f"{mlp}.down_proj"], [hidden], intermediate, bias=config.mlp_bias),
         )
 
@@ -134,5 +138,5 @@ def _assemble(
 
 def _num_parameters(layer: LayerWeights) -> int:
     norms = (layer.input_norm, layer.q_norm, layer.k_norm, layer.post_norm)
-    projections = (layer.qkv, layer.o, layer.gate, layer.up, layer.down)
+    projections = (layer.qkv, layer.o, layer.gate_up, layer.down)
     return sum(norm.numel() for norm in norms if norm is not None) + sum(each.num_parameters for each in projections)

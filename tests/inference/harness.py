@@ -12,6 +12,8 @@ from torch import Tensor
 from npc_engine.blocks import Block, BlockCache, BlockStore, KVShape, Layout, ModelIdentity
 from npc_engine.inference.attention import BatchAttention, Context
 from npc_engine.inference.context import AssembledContext, SegmentedContext
+from npc_engine.inference.context_kind import AssembledContexts
+from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.decoder import Decoder
 from npc_engine.inference.encoding import EncodingJob, ready_to_encode
 from npc_engine.inference.model_config import ModelConfig
@@ -32,6 +34,7 @@ class Harness:
         self.identity = ModelIdentity(str(folder), None, "float32", str(self.config.rope))
         self.shape = KVShape(self.config.num_layers, self.config.num_kv_heads, self.config.head_dim, torch.float32)
         self.cache = BlockCache(self.shape, CPU, max_bytes=1 << 30, store=store)
+        self.kind = AssembledContexts(self.cache, self.rope, CPU, ContextPolicy())
 
     def block(self, token_ids: Sequence[int], *parents: Block) -> Block:
         return Block.behind(self.identity, parents, token_ids)
@@ -43,9 +46,7 @@ class Harness:
         by_id = {block.id: block for block in blocks}
         while missing := self.cache.acquire(blocks):
             wave = ready_to_encode(missing, max_tokens=1 << 20)
-            job = EncodingJob(
-                self.decoder, self.rope, self.cache, wave, {p: by_id[p] for block in wave for p in block.parents}
-            )
+            job = EncodingJob(self.decoder, self.kind, wave, {p: by_id[p] for block in wave for p in block.parents})
             while not job.is_done:
                 job.advance()
             for block, kv in job.results():

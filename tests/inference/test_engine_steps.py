@@ -74,7 +74,7 @@ class Driver:
             self.memory = PagedKV(model.kv_shape, num_pages=num_pages, page_tokens=Driver.page_tokens, device=CPU)
         self.cache = BlockCache(model.kv_shape, CPU, max_bytes=max_bytes, store=self.store, memory=self.memory)
         if self.memory is not None:
-            backend = ReferenceBackend(model.rope.inv_freq)
+            backend = ReferenceBackend(model.rope)
             kind = PagedContexts(self.cache, self.memory, model.rope, backend)
         self.engine = InferenceEngine(model, self.cache, max_context_memory=max_context_memory, kind=kind)
         self.outputs: list[Output] = []

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from npc_engine.blocks import BlockKV, KVShape
 from npc_engine.blocks.pages import PagedKV, PagePool
-from npc_engine.blocks.positions import shift
+from npc_engine.blocks.positions import rotate, shift, tables
 from npc_engine.errors import BlockMemoryError
-from npc_engine.inference.paged_attention import PagedBackend, PagedBatch, ReferenceBackend, SequencePages
+from npc_engine.inference.paged_attention import PagedBackend, PagedStep, ReferenceBackend, SequencePages
+from npc_engine.inference.rope import RotaryTable
+from npc_engine.inference.rope_config import RopeConfig
 
 CPU = torch.device("cpu")
+ROPE = RotaryTable(RopeConfig(theta=10_000.0), 32, CPU)
 INV_FREQ = 1.0 / 10_000 ** (torch.arange(0, 32, 2) / 32)
 
 
@@ -32,43 +35,60 @@ class Wanted:
 
 
 def run(
-    backend: PagedBackend, wanted: list[Wanted], *, page_tokens: int = 16, heads: int = 4, kv_heads: int = 2
+    backend: PagedBackend,
+    wanted: list[Wanted],
+    *,
+    page_tokens: int = 16,
+    heads: int = 4,
+    kv_heads: int = 2,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """What the backend says, and the same in float64 from keys that were moved: each [tokens, heads, head_dim]."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    shape = KVShape(1, kv_heads, 32, torch.float32)
-    memory = PagedKV(shape, num_pages=200, page_tokens=page_tokens, device=CPU)
+    shape = KVShape(1, kv_heads, 32, dtype)
+    memory = PagedKV(shape, num_pages=200, page_tokens=page_tokens, device=device)
     memory.k.fill_(torch.nan)  # what nobody wrote must not matter
     memory.v.fill_(torch.nan)
-    sequences, queries, expected = [], [], []
+    inv_freq = INV_FREQ.double().to(device)
+    sequences, fresh, expected = [], [], []
     for each in wanted:
-        pages, deltas, valid, keys, values = [], [], [], [], []
+        entries, keys, values = [], [], []
         for num_tokens, delta in each.blocks:
             kv = BlockKV(random(1, kv_heads, num_tokens, 32), random(1, kv_heads, num_tokens, 32))
-            block_pages = memory.store(kv)
-            pages += block_pages
-            deltas += [delta] * len(block_pages)
-            valid += [min(page_tokens, num_tokens - i * page_tokens) for i in range(len(block_pages))]
-            keys.append(shift(kv.k[0].double(), delta, INV_FREQ.double()))
+            for i, page in enumerate(memory.store(kv)):
+                entries.append((page, delta, min(page_tokens, num_tokens - i * page_tokens)))
+            keys.append(shift(kv.k[0].double(), delta, inv_freq))
             values.append(kv.v[0].double())
-        num_own = each.num_before + each.num_queries
-        own_kv = BlockKV(random(1, kv_heads, num_own, 32), random(1, kv_heads, num_own, 32))
-        own = memory.store(own_kv)
-        ints = [np.array(numbers, dtype=np.int32) for numbers in (pages, deltas, valid, own)]
-        sequences.append(SequencePages(*ints, num_before=each.num_before))
-        q = random(each.num_queries, heads, 32)
-        queries.append(q)
-        k = torch.cat([*keys, own_kv.k[0].double()], 1).repeat_interleave(heads // kv_heads, 0)
-        v = torch.cat([*values, own_kv.v[0].double()], 1).repeat_interleave(heads // kv_heads, 0)
-        scores = torch.einsum("qhd,hkd->hqk", q.double(), k) * 32**-0.5
+        # Own keys are stored rotated: those before by hand, the new ones by the backend, from `position` on.
+        before = BlockKV(random(1, kv_heads, each.num_before, 32), random(1, kv_heads, each.num_before, 32))
+        own = memory.pool.allocate(memory.num_pages_for(each.num_before + each.num_queries))
+        rows = memory.rows(own, 0, each.num_before)
+        memory.k[:, :, rows], memory.v[:, :, rows] = before.k, before.v
+        position = 7 + each.num_before
+        cached = np.array(entries, dtype=np.int32).reshape(-1, 3)
+        sequences.append(SequencePages(cached, np.array(own, dtype=np.int32), each.num_before, position))
+        qkv = random(each.num_queries, heads + 2 * kv_heads, 32)
+        fresh.append(qkv)
+        positions = torch.arange(position, position + each.num_queries, device=device).double()
+        rotated = rotate(qkv.double(), *tables(positions[:, None, None] * inv_freq))
+        q, k = rotated[:, :heads], rotated[:, heads : heads + kv_heads].transpose(0, 1)
+        k = torch.cat([*keys, before.k[0].double(), k], 1).repeat_interleave(heads // kv_heads, 0)
+        v = qkv[:, heads + kv_heads :].double().transpose(0, 1)
+        v = torch.cat([*values, before.v[0].double(), v], 1).repeat_interleave(heads // kv_heads, 0)
+        scores = torch.einsum("qhd,hkd->hqk", q, k) * 32**-0.5
         future = torch.ones(each.num_queries, k.shape[1], dtype=torch.bool).triu(1 + k.shape[1] - each.num_queries)
-        expected.append(torch.einsum("hqk,hkd->qhd", scores.masked_fill(future, -torch.inf).softmax(-1), v))
-    batch = PagedBatch.of(sequences, [each.num_queries for each in wanted], page_tokens, CPU)
-    return backend(torch.cat(queries), memory.k[0], memory.v[0], batch), torch.cat(expected)
+        scores = scores.masked_fill(future.to(device), -torch.inf)
+        expected.append(torch.einsum("hqk,hkd->qhd", scores.softmax(-1), v))
+    step = PagedStep.of(sequences, [[0] * each.num_queries for each in wanted], page_tokens, device)
+    packed = torch.cat(fresh)
+    qk, v = packed[:, : heads + kv_heads], packed[:, heads + kv_heads :]
+    q = backend.store(qk, v, memory.k[0], memory.v[0], step)
+    return backend.attend(q, memory.k[0], memory.v[0], step), torch.cat(expected)
 
 
 SEQUENCES = st.builds(
@@ -89,7 +109,7 @@ EXAMPLES = [
 @given(st.lists(SEQUENCES, min_size=1, max_size=4), st.sampled_from([8, 16, 32]))
 def test_the_reference_is_moving_keys(wanted: list[Wanted], page_tokens: int) -> None:
     """Within float32's rounding, whatever the batch."""
-    found, expected = run(ReferenceBackend(INV_FREQ), wanted, page_tokens=page_tokens)
+    found, expected = run(ReferenceBackend(ROPE), wanted, page_tokens=page_tokens)
     assert (found - expected).abs().max() < 1e-4
 
 
@@ -102,7 +122,7 @@ def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int) -
         pytest.skip("TRITON_INTERPRET=1 runs kernels without a GPU")
     from npc_engine.inference.triton_attention import TritonBackend
 
-    backend = TritonBackend(INV_FREQ, max_positions=4096)
+    backend = TritonBackend(ROPE, max_positions=4096)
     backend._num_processors = processors
     for wanted in (*([each] for each in EXAMPLES), EXAMPLES):
         found, expected = run(backend, wanted, heads=heads, kv_heads=kv_heads)

@@ -1,0 +1,157 @@
+"""One pass of the model over new tokens of some contexts: launched operation by operation, or as one CUDA graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from npc_engine.inference.attention import Attention
+from npc_engine.inference.context_pool import NewTokens
+from npc_engine.inference.decoder import Decoder
+from npc_engine.inference.paged_attention import Ints, PagedAttention, PagedStep, StepShape, pack
+
+if TYPE_CHECKING:
+    from npc_engine.inference.context_kind import ContextKind, PagedContexts
+
+TokenIds = Sequence[Sequence[int]]
+
+_FINAL_BUCKETS: Final = (16, 32, 48, 64, 96, 128, 192, 256)
+_DECODE_BUCKETS: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_MAX_ENTRIES: Final = 1 << 16  # pages of all sequences of a step
+_NUM_WARM_UPS: Final = 2  # passes before a capture: kernels are compiled, and libraries choose theirs
+
+
+class Step(NamedTuple):
+    """What the decoder needs of one pass. `token_ids`: [tokens]."""
+
+    token_ids: Tensor
+    attention: Attention
+
+
+class ForwardPass(Protocol):
+    """Computes new tokens and stores their keys and values."""
+
+    def __call__(self, contexts: Sequence[NewTokens], token_ids: TokenIds, num_rows: int = 1) -> Tensor:
+        """Context *i* gets ``token_ids[i]``.
+
+        Returns the logits of the last `num_rows` tokens of each sequence: [rows, vocab], float32. Valid until the next
+        pass.
+        """
+        ...
+
+
+class EagerPass:
+    """Any device, any number of tokens."""
+
+    def __init__(self, decoder: Decoder, kind: ContextKind) -> None:
+        self._decoder = decoder
+        self._kind = kind
+
+    def __call__(self, contexts: Sequence[NewTokens], token_ids: TokenIds, num_rows: int = 1) -> Tensor:
+        step = self._kind.step(contexts, token_ids)
+        hidden = self._decoder.forward(step.token_ids, step.attention)
+        rows, end = [], 0
+        for context, new in zip(contexts, token_ids, strict=True):
+            context.advance(len(new))
+            end += len(new)
+            rows.append(hidden[end - num_rows : end])
+        return self._decoder.logits(torch.cat(rows))
+
+
+def bucket_for(lengths: Sequence[int]) -> StepShape | None:
+    """The shape of the graph that serves so many new tokens per sequence; None if there is none.
+
+    Either one sequence with a final block, or any number that decode.
+    """
+    if len(lengths) == 1 and lengths[0] > 1:
+        size = next((size for size in _FINAL_BUCKETS if size >= lengths[0]), None)
+        return None if size is None else StepShape(size, 1, _MAX_ENTRIES, size)
+    if max(lengths) > 1:
+        return None
+    number = next((number for number in _DECODE_BUCKETS if number >= len(lengths)), None)
+    return None if number is None else StepShape(number, number, _MAX_ENTRIES, 1)
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+
+
+class GraphPass:
+    """One CUDA graph per shape, captured when it is needed first or by :meth:`capture`; anything else is eager.
+
+    A graph reads page tables, offsets and lengths from one tensor, so it serves any layout.
+    """
+
+    def __init__(self, decoder: Decoder, kind: PagedContexts) -> None:
+        self._decoder = decoder
+        self._kind = kind
+        self._eager = EagerPass(decoder, kind)
+        self._graphs: dict[StepShape, _Captured] = {}
+        self._numbers = torch.zeros(8 * _MAX_ENTRIES, dtype=torch.int32, device=decoder.device)
+        self._staging = torch.zeros_like(self._numbers, device="cpu").pin_memory()
+        self._pool = torch.cuda.graph_pool_handle()
+        self.capture_s = 0.0
+
+    def __call__(self, contexts: Sequence[NewTokens], token_ids: TokenIds, num_rows: int = 1) -> Tensor:
+        shape = bucket_for([len(new) for new in token_ids]) if num_rows == 1 else None
+        if shape is None:
+            return self._eager(contexts, token_ids, num_rows)
+        sequences = [self._kind.pages_of(context, len(new)) for context, new in zip(contexts, token_ids, strict=True)]
+        if sum(len(each.cached) + len(each.own) for each in sequences) > _MAX_ENTRIES:
+            return self._eager(contexts, token_ids, num_rows)
+        captured = self._graphs.get(shape) or self._capture(shape)
+        self._write(pack(sequences, token_ids, shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
+        captured.graph.replay()
+        for context, new in zip(contexts, token_ids, strict=True):
+            context.advance(len(new))
+        return captured.logits[: len(sequences)]
+
+    def capture(
+        self, max_conversations: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Capture every graph that so many conversations at once need. `on_progress` gets (captured, in all)."""
+        final = [StepShape(size, 1, _MAX_ENTRIES, size) for size in _FINAL_BUCKETS]
+        last = next((i for i, number in enumerate(_DECODE_BUCKETS) if number >= max_conversations), None)
+        decoding = _DECODE_BUCKETS[: None if last is None else last + 1]
+        shapes = [*final, *(StepShape(number, number, _MAX_ENTRIES, 1) for number in decoding)]
+        # The largest first: the others' memory fits into its.
+        for i, shape in enumerate(sorted(shapes, reverse=True)):
+            on_progress(i, len(shapes))
+            if shape not in self._graphs:
+                self._capture(shape)
+        on_progress(len(shapes), len(shapes))
+
+    def _capture(self, shape: StepShape) -> _Captured:
+        start_s = time.perf_counter()
+        device = self._decoder.device
+        with torch.inference_mode():
+            self._write(pack([], [], shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
+            step = PagedStep.over(self._numbers, shape, self._kind.page_tokens)
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(_NUM_WARM_UPS):
+                    self._run(step)
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                logits = self._run(step)
+        self._graphs[shape] = _Captured(graph, logits)
+        torch.cuda.synchronize(device)
+        self.capture_s += time.perf_counter() - start_s
+        return self._graphs[shape]
+
+    def _run(self, step: PagedStep) -> Tensor:
+        attention = PagedAttention(self._kind.memory, self._kind.backend, step)
+        hidden = self._decoder.forward(step.token_ids, attention)
+        return self._decoder.logits(hidden.index_select(0, step.last_tokens))
+
+    def _write(self, numbers: Ints) -> None:
+        source = torch.from_numpy(numbers)
+        self._staging[: len(source)] = source
+        self._numbers[: len(source)].copy_(self._staging[: len(source)], non_blocking=True)
