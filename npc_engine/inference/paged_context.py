@@ -80,7 +80,7 @@ class PagedContext:
         assert not missing, "what is stale has to be cached"
         self._held |= fresh
         wanted = {placement.block.id for placement in layout.placements}
-        self._forget({p.block.id for p in old} - wanted)
+        self._forget(dict.fromkeys(p.block.id for p in old if p.block.id not in wanted))
         ends = self._ends[:same]
         entries = [self._entry(placement) for placement in new]
         self._cached = np.concatenate((self._cached[: ends[-1] if ends else 0], self._table(entries)))

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from npc_engine.tuning.rows import Batch
 
 _FIRST_LAYER, _LAST_LAYER = 1 / 3, 5 / 6  # of all: below words are read, above the reply is written
+_EVERY: Final = 2  # of these layers; they pass on what they found
 _SHARE_OF_HEADS: Final = 1 / 3  # these suffice; the others have other work
 
 
@@ -44,7 +45,7 @@ class Retrieval:
         """query: [rows, heads, tokens, head_dim]; keys: [rows, slots, kv_heads, head_dim], moved."""
         layer: Any = module
         share = layer.layer_idx / layer.config.num_hidden_layers
-        if not _FIRST_LAYER <= share < _LAST_LAYER:
+        if not _FIRST_LAYER <= share < _LAST_LAYER or layer.layer_idx % _EVERY:
             return
         # Scores of all lookups against all slots are large, and quickly computed again.
         self._layers.append(checkpoint(self._missed, query, keys, scaling, use_reentrant=False))

@@ -56,7 +56,7 @@ def test_the_loss_is_the_attention_that_misses(builder: EpisodeBuilder) -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(rows, 2, num_tokens, 8, generator=generator)
     keys = torch.randn(rows, batch.slot_tokens.shape[1], 1, 8, generator=generator)
-    retrieval.watch(layer(3), queries, keys, 0.5)
+    retrieval.watch(layer(4), queries, keys, 0.5)
 
     visible = batch.mask()
     expected = []

@@ -1,0 +1,139 @@
+"""The attention kernel alone: which cut is fastest, and how close is it to the memory's bandwidth?
+
+Regime: one layer of Llama-3.1-8B (32 heads, 8 key/value heads of 128), bfloat16, blocks of 160 tokens at random deltas;
+a final block of 50 tokens, or one token of each of 64 sequences. Every cut is checked against float64 first, then timed
+as a CUDA graph over several layers of keys, so that caches don't serve it. Run on a GPU: python benchmarks/attention.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+
+import numpy as np
+import torch
+
+from npc_engine.blocks import KVShape
+from npc_engine.blocks.pages import PagedKV
+from npc_engine.blocks.positions import shift
+from npc_engine.inference.device import copy_bandwidth, device_name
+from npc_engine.inference.paged_attention import PagedStep, SequencePages
+from npc_engine.inference.rope import RotaryTable
+from npc_engine.inference.rope_config import RopeConfig
+from npc_engine.inference.triton_attention import TritonBackend, Tuning
+
+HEADS, KV_HEADS, DIM, BLOCK = 32, 8, 128, 160
+NUM_LAYERS = 8  # their keys and values exceed the L2 cache from 2K of context on
+NUM_RUNS = 15
+
+
+def build(context: int, queries: int, sequences: int, page: int, device: torch.device) -> tuple[PagedKV, PagedStep]:
+    pages_per_block = -(-BLOCK // page)
+    blocks = context // BLOCK
+    own = -(-queries // page)
+    shape = KVShape(NUM_LAYERS, KV_HEADS, DIM, torch.bfloat16)
+    memory = PagedKV(shape, num_pages=sequences * (blocks * pages_per_block + own), page_tokens=page, device=device)
+    memory.k.normal_()
+    memory.v.normal_()
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(sequences):
+        entries = []
+        for block in range(blocks):
+            for i, number in enumerate(memory.pool.allocate(pages_per_block)):
+                entries.append((number, 160 * block + int(rng.integers(8)), min(page, BLOCK - i * page)))
+        new = np.array(memory.pool.allocate(own), dtype=np.int32)
+        made.append(SequencePages(np.array(entries, dtype=np.int32).reshape(-1, 3), new, 0, context))
+    return memory, PagedStep.of(made, [[0] * queries] * sequences, page, device)
+
+
+def exact(q: torch.Tensor, memory: PagedKV, step: PagedStep, rope: RotaryTable) -> torch.Tensor:
+    """The first sequence's first layer in float64."""
+    end = int(step.entry_starts[1])
+    num_queries = int(step.query_starts[1])
+    keys, values, new = [], [], num_queries
+    for i, (number, delta, valid) in enumerate(step.entries[:end].tolist()):
+        if i >= int(step.num_cached[0]):
+            valid = min(step.page_tokens, new)
+            new -= valid
+        rows = slice(number * step.page_tokens, number * step.page_tokens + valid)
+        keys.append(shift(memory.k[0][:, rows].double(), delta, rope.inv_freq.double()))
+        values.append(memory.v[0][:, rows].double())
+    k = torch.cat(keys, 1).repeat_interleave(HEADS // KV_HEADS, 0)
+    v = torch.cat(values, 1).repeat_interleave(HEADS // KV_HEADS, 0)
+    scores = torch.einsum("qhd,hkd->hqk", q[:num_queries].double(), k) * DIM**-0.5
+    future = torch.ones(num_queries, k.shape[1], dtype=torch.bool, device=q.device).triu(1 + k.shape[1] - num_queries)
+    return torch.einsum("hqk,hkd->qhd", scores.masked_fill(future, -torch.inf).softmax(-1), v)
+
+
+def time_ms(backend: TritonBackend, q: torch.Tensor, memory: PagedKV, step: PagedStep) -> float:
+    """Of one layer, in the median."""
+
+    def layers() -> None:
+        for layer in range(NUM_LAYERS):
+            backend.attend(q, memory.k[layer], memory.v[layer], step)
+
+    layers()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        layers()
+    times = []
+    for _ in range(NUM_RUNS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / NUM_LAYERS)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="8192x50x1,32768x50x1,4096x1x64", help="context x queries x sequences")
+    parser.add_argument("--pages", default="32,64")
+    parser.add_argument("--rows", default="16,64,128,256")
+    parser.add_argument("--warps", default="4,8")
+    parser.add_argument("--stages", default="2,3")
+    parser.add_argument("--programs", default="1,2,4", help="programs per processor")
+    options = parser.parse_args()
+
+    def numbers(text: str) -> list[int]:
+        return [int(each) for each in text.split(",")]
+
+    device = torch.device("cuda")
+    rope = RotaryTable(RopeConfig(theta=500_000.0), DIM, device)
+    bandwidth = copy_bandwidth(device)
+    print(device_name(device), f"copy {bandwidth / 1e9:.0f} GB/s")
+    for case in options.cases.split(","):
+        context, queries, sequences = (int(each) for each in case.split("x"))
+        for page in numbers(options.pages):
+            memory, step = build(context, queries, sequences, page, device)
+            q = torch.randn(queries * sequences, HEADS, DIM, device=device, dtype=torch.bfloat16)
+            expected = exact(q, memory, step, rope)
+            floor_ms = 2 * context * sequences * KV_HEADS * DIM * 2 / bandwidth * 1000
+            rows = [each for each in numbers(options.rows) if (each == 16) == (queries * 4 <= 16)]
+            found = []
+            for cut in itertools.product(
+                rows, numbers(options.warps), numbers(options.stages), numbers(options.programs)
+            ):
+                if cut[0] == 256 and cut[1] < 8:
+                    continue
+                backend = TritonBackend(rope, max_positions=65_536, tuning=Tuning(*cut))
+                try:
+                    out = backend.attend(q, memory.k[0], memory.v[0], step)[:queries]
+                    error = float((out.double() - expected).norm() / expected.norm())
+                    found.append((time_ms(backend, q, memory, step), error, cut))
+                except Exception as error:  # too many registers or too much shared memory
+                    print("failed", cut, str(error)[:80])
+            for ms, error, cut in sorted(found)[:6]:
+                row = {"case": case, "page": page, "rows": cut[0], "warps": cut[1], "stages": cut[2]}
+                row |= {"programs": cut[3], "us": round(1000 * ms, 1), "floor_us": round(1000 * floor_ms, 1)}
+                print(json.dumps(row | {"error": round(error, 5)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
