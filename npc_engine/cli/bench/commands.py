@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from npc_engine.cli.bench.quality import quality
+from npc_engine.cli.bench.tables import show_decode, show_edit, show_load, show_tick, show_ttft
 from npc_engine.cli.options import EngineOptions, JsonOption, takes_engine_options
 from npc_engine.cli.output import console, print_json, rounded
 from npc_engine.cli.progress import LoadingBar
 from npc_engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from npc_engine.cli.bench.decode import DecodeResult
-    from npc_engine.cli.bench.edit import EditResult
-    from npc_engine.cli.bench.ttft import TtftResult
     from npc_engine.config import EngineConfig
     from npc_engine.inference import Network
 
@@ -78,7 +75,7 @@ def edit(
     if as_json:
         print_json(rounded(asdict(result)))
     else:
-        _show(result, console())
+        show_edit(result, console())
 
 
 @app.command()
@@ -118,7 +115,7 @@ def ttft(
     if as_json:
         print_json(rounded(asdict(result)))
     else:
-        _show_ttft(result, console())
+        show_ttft(result, console())
 
 
 @app.command()
@@ -158,7 +155,93 @@ def decode(
     if as_json:
         print_json(rounded(asdict(result)))
     else:
-        _show_decode(result, console())
+        show_decode(result, console())
+
+
+@app.command()
+@takes_engine_options
+def tick(
+    *,
+    shape: ShapeOption = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of the NPC.")] = 300,
+    changed: Annotated[int, typer.Option(min=1, help="How many of them change in a tick.")] = 20,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a block.")] = 20,
+    final_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the final block.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the medians are reported.")] = 5,
+    as_json: JsonOption = False,
+    options: EngineOptions,
+) -> None:
+    """Time from a tick's changes to an NPC's first token.
+
+    Beside it: changed blocks encoded together, against a dense prefill of as many tokens.
+    """
+    from npc_engine.cli.bench.tick import bench_tick
+
+    config = options.config()
+    screen = console(stderr=True)
+    network = _network(shape, config, screen)
+    with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("ticking", total=rounds)
+        result = bench_tick(
+            network,
+            config.attention,
+            num_blocks=blocks,
+            num_changed=changed,
+            block_tokens=block_tokens,
+            final_tokens=final_tokens,
+            num_rounds=rounds,
+            on_round=lambda number: progress.update(task, advance=1),
+        )
+    if as_json:
+        print_json(rounded(asdict(result)))
+    else:
+        show_tick(result, console())
+
+
+@app.command()
+@takes_engine_options
+def load(
+    *,
+    shape: ShapeOption = None,
+    rates: Annotated[str, typer.Option(help="Utterances per second, comma-separated.")] = "1,2",
+    npcs: Annotated[int, typer.Option(min=1, help="NPCs that can be spoken to.")] = 8,
+    context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each NPC's context.")] = 2000,
+    shared_tokens: Annotated[int, typer.Option(min=0, help="How many of them all NPCs share.")] = 1000,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a block.")] = 160,
+    final_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an utterance.")] = 20,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a reply.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For how long utterances arrive, at each rate.")] = 10.0,
+    as_json: JsonOption = False,
+    options: EngineOptions,
+) -> None:
+    """Waiting times of players whose utterances arrive at random, and tokens per second in all."""
+    from npc_engine.cli.bench.load import bench_load
+
+    config = options.config()
+    wanted = _parse_numbers(rates, "--rates")
+    if 0 in wanted or shared_tokens > context_tokens:
+        raise ConfigError("--rates have to be at least 1, and --shared-tokens at most --context-tokens")
+    screen = console(stderr=True)
+    network = _network(shape, config, screen)
+    with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("talking", total=len(wanted))
+        result = bench_load(
+            network,
+            config.attention,
+            wanted,
+            num_npcs=npcs,
+            context_tokens=context_tokens,
+            shared_tokens=shared_tokens,
+            block_tokens=block_tokens,
+            final_tokens=final_tokens,
+            reply_tokens=tokens,
+            seconds=seconds,
+            on_row=lambda rate: progress.update(task, advance=1, description=f"{rate:g} utterances/s"),
+        )
+    if as_json:
+        print_json(rounded(asdict(result)))
+    else:
+        show_load(result, console())
 
 
 def _network(shape: str | None, config: EngineConfig, screen: Console) -> Network:
@@ -182,59 +265,6 @@ def _parse_numbers(text: str, option: str) -> list[int]:
     if min(numbers) < 0:
         raise ConfigError(f"{option} {text}: numbers are expected, as in 0,512,4096")
     return numbers
-
-
-def _show_decode(result: DecodeResult, screen: Console) -> None:
-    title = f"Tokens per second · {result.model}, {result.dtype} · {result.device}, attention {result.attention}"
-    table = Table(title=title)
-    for name in ("NPCs", "tokens/s", "each", "step, ms", "p95", "KV, MiB", "unshared"):
-        table.add_column(name, justify="right")
-    for row in result.rows:
-        figures = (row.tokens_per_s, row.tokens_per_s_each, row.step_ms, row.step_p95_ms, row.kv_mb, row.kv_mb_unshared)
-        table.add_row(str(row.num_npcs), *(f"{value:,.1f}" for value in figures))
-    screen.print(table)
-    screen.print(
-        f"{result.context_tokens:,} tokens of context each, {result.shared_tokens:,} of them shared by all; medians "
-        f"over a reply of {result.reply_tokens} tokens"
-    )
-
-
-def _show_ttft(result: TtftResult, screen: Console) -> None:
-    title = f"Time to first token, ms · {result.model}, {result.dtype} · {result.device}, attention {result.attention}"
-    table = Table(title=title)
-    columns = ("context", "blocks", "TTFT", "p95", "floor", "× floor", "full", "copied", "prefix, best", "paper")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in result.rows:
-        times = (row.ttft_ms, row.ttft_p95_ms, row.floor_ms, row.ratio_to_floor, row.full_ms, row.copied_ms)
-        cells = (f"{value:.2f}" for value in (*times, row.prefix_best_ms))
-        table.add_row(f"{row.context_tokens:,}", str(row.num_blocks), *cells, str(row.paper_ms or ""))
-    screen.print(table)
-    screen.print(
-        f"medians of {result.num_rounds}, final block {result.final_tokens} tokens; floor: {result.weight_gb:.2f} GB "
-        f"of weights and the context's keys and values, once, at {result.bandwidth_gb_s:,.0f} GB/s"
-    )
-
-
-def _show(result: EditResult, screen: Console) -> None:
-    table = Table(title=f"One block edited, then a question · {result.model}, {result.dtype}")
-    table.add_column("")
-    table.add_column("ms", justify="right")
-    table.add_row(
-        f"TTFT over blocks ({result.num_blocks} blocks, {result.context_tokens} tokens cached)",
-        f"{result.ttft_block_ms:.1f}",
-    )
-    table.add_row("  95th percentile", f"{result.ttft_block_p95_ms:.1f}")
-    table.add_row(
-        f"  encoding the edited block, before the question ({result.edited_block_tokens} tokens)",
-        f"{result.encode_edited_block_ms:.1f}",
-    )
-    table.add_row("TTFT with a full prefill of the same prompt", f"{result.ttft_full_ms:.1f}")
-    table.add_row("event loop blocked, longest", f"{result.max_loop_blocked_ms:.1f}")
-    screen.print(table)
-    screen.print(
-        f"{result.ratio:.1f} times faster; medians of {result.num_rounds}, final block {result.final_tokens} tokens"
-    )
 
 
 app.command()(quality)

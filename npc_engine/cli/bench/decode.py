@@ -7,18 +7,15 @@ together in one batch; final blocks are not.
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from npc_engine.blocks import Block
-from npc_engine.config import SamplingParams
-from npc_engine.inference import GenerationRequest, InferenceEngine, Network, TokenOutput, WarmUp, open_memory
+from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of
+from npc_engine.inference import InferenceEngine, Network, TokenOutput, WarmUp, open_memory
 from npc_engine.inference.device import device_name
 
-_HEADER_TOKENS = 32
 _FINAL_TOKENS = 20
 
 
@@ -89,15 +86,13 @@ def _measure(
     block_tokens: int,
     reply_tokens: int,
 ) -> DecodeRow:
-    rng = random.Random(num_npcs)
-    header = Block.behind(network.identity, (), _tokens(rng, network, _HEADER_TOKENS))
-    world = _blocks(rng, network, header, shared_tokens, block_tokens)
-    own = [_blocks(rng, network, header, context_tokens - shared_tokens, block_tokens) for _ in range(num_npcs)]
-    layouts = [(header, *world, *each) for each in own]
+    source = RandomBlocks(network, seed=num_npcs)
+    world = (source.header, *source.blocks(shared_tokens, block_tokens))
+    layouts = [(*world, *source.blocks(context_tokens - shared_tokens, block_tokens)) for _ in range(num_npcs)]
     distinct = {block.id: block for layout in layouts for block in layout}
     per_token = network.kv_shape.num_bytes_per_token
-    num_shared = sum(block.num_tokens for block in distinct.values())
-    num_unshared = sum(block.num_tokens for layout in layouts for block in layout)
+    num_shared = num_tokens_of(distinct.values())
+    num_unshared = sum(num_tokens_of(layout) for layout in layouts)
     room = num_npcs * (_FINAL_TOKENS + reply_tokens + 64)  # and what pages round up
     max_context_memory = (num_unshared + num_npcs * 512 + room) * per_token
     cache, kind = open_memory(
@@ -110,21 +105,9 @@ def _measure(
     engine = InferenceEngine(network, cache, max_context_memory=max_context_memory, kind=kind)
     for i, layout in enumerate(layouts):
         engine.warm(i, WarmUp(layout, (), i, is_awaited=True))
-    while engine.has_work:
-        engine.step()
+    drain(engine)
     for i, layout in enumerate(layouts):
-        engine.submit(
-            GenerationRequest(
-                request_id=i,
-                conversation=i,
-                blocks=layout,
-                turns=(),
-                final_token_ids=_tokens(rng, network, _FINAL_TOKENS),
-                sampling=SamplingParams(max_tokens=reply_tokens, temperature=0.0),
-                seed=0,
-                stop_ids=frozenset(),
-            )
-        )
+        engine.submit(source.request(i, layout, _FINAL_TOKENS, reply_tokens))
     steps_ms: list[float] = []
     while engine.has_work:
         start_s = time.perf_counter()
@@ -144,14 +127,3 @@ def _measure(
         kv_mb=num_shared * per_token / 2**20,
         kv_mb_unshared=num_unshared * per_token / 2**20,
     )
-
-
-def _blocks(
-    rng: random.Random, network: Network, header: Block, num_tokens: int, block_tokens: int
-) -> tuple[Block, ...]:
-    sizes = [min(block_tokens, num_tokens - start) for start in range(0, num_tokens, block_tokens)]
-    return tuple(Block.behind(network.identity, (header,), _tokens(rng, network, size)) for size in sizes)
-
-
-def _tokens(rng: random.Random, network: Network, number: int) -> tuple[int, ...]:
-    return tuple(rng.randrange(3, network.config.vocab_size) for _ in range(number))
