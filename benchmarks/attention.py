@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--rows", default="16,64,128,256")
     parser.add_argument("--warps", default="4,8")
     parser.add_argument("--stages", default="2,3")
-    parser.add_argument("--programs", default="1,2,4", help="programs per processor")
+    parser.add_argument("--programs", default="1,2", help="programs per processor")
+    parser.add_argument("--at-once", default="1,2", help="pages at a time")
+    parser.add_argument("--registers", default="0", help="most registers of a thread; 0 for any number")
     options = parser.parse_args()
 
     def numbers(text: str) -> list[int]:
@@ -118,9 +120,15 @@ def main() -> None:
             rows = [each for each in numbers(options.rows) if (each == 16) == (queries * 4 <= 16)]
             found = []
             for cut in itertools.product(
-                rows, numbers(options.warps), numbers(options.stages), numbers(options.programs)
+                rows,
+                numbers(options.at_once),
+                numbers(options.warps),
+                numbers(options.stages),
+                numbers(options.programs),
+                [each or None for each in numbers(options.registers)],
             ):
-                if cut[0] == 256 and cut[1] < 8:
+                is_hopeless = cut[1] * page > 64 or (cut[0] == 256 and cut[2] < 8)
+                if is_hopeless or (cut[5] and (cut[2] < 8 or cut[0] == 256)):
                     continue
                 backend = TritonBackend(rope, max_positions=65_536, tuning=Tuning(*cut))
                 try:
@@ -129,10 +137,9 @@ def main() -> None:
                     found.append((time_ms(backend, q, memory, step), error, cut))
                 except Exception as error:  # too many registers or too much shared memory
                     print("failed", cut, str(error)[:80])
-            for ms, error, cut in sorted(found)[:6]:
-                row = {"case": case, "page": page, "rows": cut[0], "warps": cut[1], "stages": cut[2]}
-                row |= {"programs": cut[3], "us": round(1000 * ms, 1), "floor_us": round(1000 * floor_ms, 1)}
-                print(json.dumps(row | {"error": round(error, 5)}), flush=True)
+            for ms, error, cut in sorted(found, key=lambda each: each[0])[:8]:
+                row = {"case": case, "page": page} | Tuning(*cut)._asdict() | {"us": round(1000 * ms, 1)}
+                print(json.dumps(row | {"floor_us": round(1000 * floor_ms, 1), "error": round(error, 5)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from torch import Tensor
+
+from npc_engine.inference.fused import silu_mul
 
 # oneDNN lays the weights out for products with about this many rows; measured on two AMX cores, 16 to 512 do equally
 # well from 1 to 256 rows, and 1 costs a quarter from 50 rows on (docs/log.md).
@@ -74,18 +74,14 @@ class PlainLinear:
 
 
 class PlainGatedLinear:
-    """One product for both halves. Where Triton is, what follows it is one pass, too."""
+    """One product for both halves."""
 
     def __init__(self, gate_up: PlainLinear) -> None:
         self.num_parameters = gate_up.num_parameters
         self._gate_up = gate_up
 
     def __call__(self, x: Tensor) -> Tensor:
-        both = self._gate_up(x)
-        if both.is_cuda and (silu_mul := _silu_mul()) is not None:
-            return silu_mul(both)
-        gate, up = both.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return silu_mul(self._gate_up(x))
 
 
 class PackedLinear:
@@ -131,12 +127,3 @@ class PackedGatedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._up.times(x, self._gate.silu(x))
-
-
-@cache
-def _silu_mul() -> Callable[[Tensor], Tensor] | None:
-    try:
-        from npc_engine.inference.triton_attention import silu_mul
-    except ImportError:
-        return None
-    return silu_mul

@@ -24,18 +24,20 @@ class Tuning(NamedTuple):
     """How the kernel is cut, by the most rows (queries times the heads that share keys) of a sequence."""
 
     num_rows: int  # of one program
+    pages: int  # at a time
     num_warps: int
     num_stages: int
     programs_per_processor: int
+    max_registers: int | None = None  # of a thread
 
 
 def tuning_for(num_rows: int) -> Tuning:
     """What measured best (docs/log.md)."""
     if num_rows <= 16:
-        return Tuning(16, 4, 3, 4)
+        return Tuning(16, 1, 4, 3, 4)
     if num_rows <= 64:
-        return Tuning(64, 4, 3, 3)
-    return Tuning(128, 8, 3, 2)
+        return Tuning(64, 1, 4, 3, 3)
+    return Tuning(128, 1, 8, 3, 2)
 
 
 class TritonBackend:
@@ -96,7 +98,7 @@ class TritonBackend:
         splits = self._num_splits(tuning, num_programs)
         out = torch.empty_like(q)
         parts = torch.empty(
-            splits if splits > 1 else 0, num_tokens, num_heads, head_dim, dtype=torch.float32, device=q.device
+            splits if splits > 1 else 0, num_tokens, num_heads, head_dim, dtype=q.dtype, device=q.device
         )
         log_sums = torch.empty(splits, num_tokens, num_heads, dtype=torch.float32, device=q.device)
         kernels.attend_part_kernel[(step.shape.num_sequences * num_tiles, num_kv_heads, splits)](
@@ -121,9 +123,11 @@ class TritonBackend:
             HALF=head_dim // 2,
             PAGE=step.page_tokens,
             ROWS=tuning.num_rows,
+            PAGES=tuning.pages,
             IS_WHOLE=splits == 1,
             num_warps=tuning.num_warps,
             num_stages=tuning.num_stages,
+            maxnreg=tuning.max_registers,
         )
         if splits > 1:
             kernels.merge_kernel[(num_tokens * num_heads,)](
@@ -139,6 +143,7 @@ class TritonBackend:
         return out
 
     def _num_splits(self, tuning: Tuning, num_programs: int) -> int:
+        """One for a sequence's own tokens, the others for what is cached."""
         return max(1, min(tuning.programs_per_processor * self._num_processors // num_programs, self._max_splits))
 
 
@@ -148,5 +153,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     out = torch.empty(num_tokens, width // 2, dtype=gate_up.dtype, device=gate_up.device)
     kernels.silu_mul_kernel[(num_tokens, triton.cdiv(width // 2, 1024))](
         gate_up, out, width // 2, COLUMNS=1024, num_warps=4
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension, in one pass. x: [..., n], contiguous; weight: [n]."""
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    kernels.rms_norm_kernel[(x.numel() // width,)](
+        x, weight, out, eps, width, COLUMNS=triton.next_power_of_2(width), num_warps=8 if width > 2048 else 4
     )
     return out

@@ -53,6 +53,32 @@ def rotate_and_store_kernel(
 
 
 @triton.jit
+def load_page(table, i, stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE: tl.constexpr, HALF: tl.constexpr):
+    """Both halves of a page's keys, moved by its delta, its values, and which of its tokens count; none from `stop` on.
+
+    Keys: [PAGE, HALF]; values: [PAGE, 2 * HALF]; which: [PAGE].
+    """
+    half = tl.arange(0, HALF)
+    dim = tl.arange(0, 2 * HALF)
+    offset = tl.arange(0, PAGE)
+    is_page = i < stop
+    page = tl.load(table + i * 3, mask=is_page, other=0).to(tl.int64)
+    delta = tl.load(table + i * 3 + 1, mask=is_page, other=0)
+    num_valid = tl.load(table + i * 3 + 2, mask=is_page, other=0)
+    is_valid = offset < num_valid
+    base = (page * PAGE + offset)[:, None] * (2 * HALF)
+    low = tl.load(k_ptr + base + half[None, :], mask=is_valid[:, None], other=0.0)
+    high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_valid[:, None], other=0.0)
+    values = tl.load(v_ptr + base + dim[None, :], mask=is_valid[:, None], other=0.0)
+    cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
+    sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
+    sin = tl.where(delta < 0, -sin, sin)
+    moved_low = (low * cos - high * sin).to(low.dtype)
+    moved_high = (high * cos + low * sin).to(low.dtype)
+    return moved_low, moved_high, values, is_valid
+
+
+@triton.jit
 def attend_part_kernel(
     q_ptr,
     k_ptr,
@@ -75,9 +101,10 @@ def attend_part_kernel(
     HALF: tl.constexpr,
     PAGE: tl.constexpr,
     ROWS: tl.constexpr,
+    PAGES: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
-    """One sequence's queries of one key/value head against one part of its pages.
+    """One sequence's queries of one key/value head against one part of its pages, `PAGES` (1 or 2) at a time.
 
     parts: [splits, tokens, heads, head_dim], normalized within the part; log_sums: [splits, tokens, heads], base 2.
     """
@@ -103,9 +130,13 @@ def attend_part_kernel(
         num_pages = tl.load(entry_starts_ptr + sequence + 1) - entry
         num_cached = tl.load(num_cached_ptr + sequence)
         num_before = tl.load(num_before_ptr + sequence)
-        per_split = tl.cdiv(num_pages, tl.num_programs(2))
-        start = split * per_split
-        stop = tl.minimum(start + per_split, num_pages)
+        # The first part is the sequence's own tokens, the others share what is cached.
+        start = 0
+        stop = num_pages
+        if not IS_WHOLE:
+            per_split = tl.cdiv(tl.cdiv(num_cached, tl.num_programs(2) - 1), PAGES) * PAGES
+            start = tl.where(split == 0, num_cached, (split - 1) * per_split)
+            stop = tl.where(split == 0, num_pages, tl.minimum(start + per_split, num_cached))
 
         largest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
@@ -114,50 +145,56 @@ def attend_part_kernel(
         k_ptr += kv_head * head_stride
         v_ptr += kv_head * head_stride
 
-        # What is cached: every query sees all of it.
-        for i in range(start, tl.minimum(stop, num_cached)):
-            page = tl.load(entries_ptr + (entry + i) * 3).to(tl.int64)
-            delta = tl.load(entries_ptr + (entry + i) * 3 + 1)
-            num_valid = tl.load(entries_ptr + (entry + i) * 3 + 2)
-            base = (page * PAGE + offset)[:, None] * DIM
-            is_valid = offset < num_valid
-            low = tl.load(k_ptr + base + half[None, :], mask=is_valid[:, None], other=0.0).to(tl.float32)
-            high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_valid[:, None], other=0.0).to(tl.float32)
-            values = tl.load(v_ptr + base + dim[None, :], mask=is_valid[:, None], other=0.0)
-            cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
-            sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
-            sin = tl.where(delta < 0, -sin, sin)
-            k_low = (low * cos - high * sin).to(q_low.dtype)
-            k_high = (high * cos + low * sin).to(q_low.dtype)
-            scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-            scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee") * scale
+        # What is cached: every query sees all of it. Scores stay unscaled; exp2 takes the scale in one operation.
+        table = entries_ptr + entry * 3
+        cached_stop = tl.minimum(stop, num_cached)
+        for i in range(start, cached_stop, PAGES):
+            low, high, values, is_valid = load_page(table, i, cached_stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE, HALF)
+            scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
+            scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
             scores = tl.where(is_valid[None, :], scores, float("-inf"))
-            # No page is empty, so the largest score is finite from the first one on.
-            larger = tl.maximum(largest, tl.max(scores, 1))
-            weights = tl.exp2(scores - larger[:, None])
-            shrink = tl.exp2(largest - larger)
-            out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-            total = total * shrink + tl.sum(weights, 1)
+            if PAGES == 1:
+                larger = tl.maximum(largest, tl.max(scores, 1))
+                anchor = (larger * scale)[:, None]
+                weights = tl.exp2(scores * scale - anchor)
+                shrink = tl.exp2((largest - larger) * scale)
+                total = total * shrink + tl.sum(weights, 1)
+                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+            else:
+                low, high, values_2, is_valid = load_page(
+                    table, i + 1, cached_stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE, HALF
+                )
+                scores_2 = tl.dot(q_low, tl.trans(low), input_precision="ieee")
+                scores_2 = tl.dot(q_high, tl.trans(high), scores_2, input_precision="ieee")
+                scores_2 = tl.where(is_valid[None, :], scores_2, float("-inf"))
+                larger = tl.maximum(largest, tl.max(tl.maximum(scores, scores_2), 1))
+                anchor = (larger * scale)[:, None]
+                weights = tl.exp2(scores * scale - anchor)
+                weights_2 = tl.exp2(scores_2 * scale - anchor)
+                shrink = tl.exp2((largest - larger) * scale)
+                total = total * shrink + tl.sum(weights + weights_2, 1)
+                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+                out = tl.dot(weights_2.to(values.dtype), values_2, out, input_precision="ieee")
             largest = larger
 
         # Its own tokens: a query sees those up to itself, at delta 0.
         for i in range(tl.maximum(start, num_cached), stop):
-            page = tl.load(entries_ptr + (entry + i) * 3).to(tl.int64)
+            page = tl.load(table + i * 3).to(tl.int64)
             own = (i - num_cached) * PAGE + offset
-            is_written = own < num_before + num_queries
+            is_written = (own < num_before + num_queries)[:, None]
             base = (page * PAGE + offset)[:, None] * DIM
-            k_low = tl.load(k_ptr + base + half[None, :], mask=is_written[:, None], other=0.0)
-            k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_written[:, None], other=0.0)
-            values = tl.load(v_ptr + base + dim[None, :], mask=is_written[:, None], other=0.0)
-            scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-            scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee") * scale
+            low = tl.load(k_ptr + base + half[None, :], mask=is_written, other=0.0)
+            high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_written, other=0.0)
+            values = tl.load(v_ptr + base + dim[None, :], mask=is_written, other=0.0)
+            scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
+            scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
             scores = tl.where(own[None, :] <= num_before + token[:, None], scores, float("-inf"))
             larger = tl.maximum(largest, tl.max(scores, 1))
             anchor = tl.where(larger == float("-inf"), 0.0, larger)  # nothing seen so far
-            weights = tl.exp2(scores - anchor[:, None])
-            shrink = tl.exp2(largest - anchor)
-            out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+            weights = tl.exp2((scores - anchor[:, None]) * scale)
+            shrink = tl.exp2((largest - anchor) * scale)
             total = total * shrink + tl.sum(weights, 1)
+            out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
             largest = larger
 
         is_some = total > 0
@@ -165,8 +202,9 @@ def attend_part_kernel(
         if IS_WHOLE:
             tl.store(parts_ptr + at[:, None] * DIM + dim[None, :], out.to(q_low.dtype), mask=is_row[:, None])
         else:
-            log_sum = tl.where(is_some, largest + tl.log2(total), float("-inf"))
+            log_sum = tl.where(is_some, largest * scale + tl.log2(total), float("-inf"))
             place = split.to(tl.int64) * num_tokens * num_heads + at
+            out = out.to(parts_ptr.dtype.element_ty)
             tl.store(parts_ptr + place[:, None] * DIM + dim[None, :], out, mask=is_row[:, None] & is_some[:, None])
             tl.store(log_sums_ptr + place, log_sum, mask=is_row)
 
@@ -204,3 +242,16 @@ def silu_mul_kernel(gate_up_ptr, out_ptr, width, COLUMNS: tl.constexpr):
     up = tl.load(gate_up_ptr + token * 2 * width + width + column, mask=is_column, other=0.0).to(tl.float32)
     gate = gate / (1 + tl.exp(-gate))
     tl.store(out_ptr + token * width + column, (gate * up).to(out_ptr.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def rms_norm_kernel(x_ptr, weight_ptr, out_ptr, eps, width, COLUMNS: tl.constexpr):
+    """One row: rounded to the dtype of `x` before the weight, as transformers does it."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    is_column = column < width
+    x = tl.load(x_ptr + row * width + column, mask=is_column, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+    weight = tl.load(weight_ptr + column, mask=is_column, other=0.0)
+    normed = (x * scale).to(out_ptr.dtype.element_ty) * weight
+    tl.store(out_ptr + row * width + column, normed, mask=is_column)

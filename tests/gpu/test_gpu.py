@@ -23,8 +23,8 @@ MANY = [Wanted(((64, 3 * i), (17, -5), (32, 900)), 5 * i, 1 + i % 3) for i in ra
 LONG = [Wanted(tuple((20 + 7 * i % 90, 100 * i) for i in range(40)), 9, 50)]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (8, 2), (9, 3)])
-@pytest.mark.parametrize("page_tokens", [16, 32, 64])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (9, 3)])
+@pytest.mark.parametrize("page_tokens", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, page_tokens: int, dtype: torch.dtype) -> None:
     """Against float64; bfloat16 within what a fresh product of that precision is off."""

@@ -114,15 +114,16 @@ def test_the_reference_is_moving_keys(wanted: list[Wanted], page_tokens: int) ->
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2)])
-@pytest.mark.parametrize("processors", [1, 8])
-def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int) -> None:
+@pytest.mark.parametrize(("processors", "pages"), [(1, 1), (8, 1), (8, 2)])
+def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int, pages: int) -> None:
     """In Triton's interpreter: its arithmetic, its masks and its merging, without a GPU."""
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET=1 runs kernels without a GPU")
-    from npc_engine.inference.triton_attention import TritonBackend
+    from npc_engine.inference.triton_attention import TritonBackend, Tuning
 
-    backend = TritonBackend(ROPE, max_positions=4096)
+    tuning = Tuning(num_rows=32, pages=pages, num_warps=4, num_stages=2, programs_per_processor=4)
+    backend = TritonBackend(ROPE, max_positions=4096, tuning=tuning)
     backend._num_processors = processors
     for wanted in (*([each] for each in EXAMPLES), EXAMPLES):
         found, expected = run(backend, wanted, heads=heads, kv_heads=kv_heads)

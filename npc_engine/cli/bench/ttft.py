@@ -184,7 +184,7 @@ class _Bench:
             blocks=blocks,
             turns=(),
             final_token_ids=self._tokens(self._final_tokens),
-            sampling=SamplingParams(max_tokens=1),
+            sampling=SamplingParams(max_tokens=2),  # the end of a reply is not part of its beginning
             seed=0,
             stop_ids=frozenset(),
         )
