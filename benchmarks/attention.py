@@ -19,7 +19,7 @@ from npc_engine.blocks import KVShape
 from npc_engine.blocks.pages import PagedKV
 from npc_engine.blocks.positions import shift
 from npc_engine.inference.device import copy_bandwidth, device_name
-from npc_engine.inference.paged_attention import PagedStep, SequencePages
+from npc_engine.inference.paged_attention import CachedPages, PagedStep, SequencePages
 from npc_engine.inference.rope import RotaryTable
 from npc_engine.inference.rope_config import RopeConfig
 from npc_engine.inference.triton_attention import TritonBackend, Tuning
@@ -40,25 +40,23 @@ def build(context: int, queries: int, sequences: int, page: int, device: torch.d
     rng = np.random.default_rng(0)
     made = []
     for _ in range(sequences):
-        entries = []
-        for block in range(blocks):
-            for i, number in enumerate(memory.pool.allocate(pages_per_block)):
-                entries.append((number, 160 * block + int(rng.integers(8)), min(page, BLOCK - i * page)))
+        cached = [
+            CachedPages.of(memory.pool.allocate(pages_per_block), BLOCK * i + int(rng.integers(8)), BLOCK, page)
+            for i in range(blocks)
+        ]
         new = np.array(memory.pool.allocate(own), dtype=np.int32)
-        made.append(SequencePages(np.array(entries, dtype=np.int32).reshape(-1, 3), new, 0, context))
+        made.append(SequencePages(CachedPages.joined(cached), new, 0, context))
     return memory, PagedStep.of(made, [[0] * queries] * sequences, page, device)
 
 
 def exact(q: torch.Tensor, memory: PagedKV, step: PagedStep, rope: RotaryTable) -> torch.Tensor:
     """The first sequence's first layer in float64."""
-    end = int(step.entry_starts[1])
-    num_queries = int(step.query_starts[1])
-    keys, values, new = [], [], num_queries
-    for i, (number, delta, valid) in enumerate(step.entries[:end].tolist()):
-        if i >= int(step.num_cached[0]):
-            valid = min(step.page_tokens, new)
-            new -= valid
-        rows = slice(number * step.page_tokens, number * step.page_tokens + valid)
+    num_queries, size = int(step.query_starts[1]), step.page_tokens
+    keys, values = [], []
+    own = (int(step.own_starts[0]), 0, num_queries)
+    for page, delta, num_tokens in (*step.runs[: int(step.run_starts[1])].tolist(), own):
+        offset = torch.arange(num_tokens, device=q.device)
+        rows = step.pages[page + offset // size] * size + offset % size
         keys.append(shift(memory.k[0][:, rows].double(), delta, rope.inv_freq.double()))
         values.append(memory.v[0][:, rows].double())
     k = torch.cat(keys, 1).repeat_interleave(HEADS // KV_HEADS, 0)
@@ -99,7 +97,7 @@ def main() -> None:
     parser.add_argument("--warps", default="4,8")
     parser.add_argument("--stages", default="2,3")
     parser.add_argument("--programs", default="1,2", help="programs per processor")
-    parser.add_argument("--at-once", default="1,2", help="pages at a time")
+    parser.add_argument("--keys", default="32,64,128", help="at a time")
     parser.add_argument("--registers", default="0", help="most registers of a thread; 0 for any number")
     options = parser.parse_args()
 
@@ -121,15 +119,14 @@ def main() -> None:
             found = []
             for cut in itertools.product(
                 rows,
-                numbers(options.at_once),
+                numbers(options.keys),
                 numbers(options.warps),
                 numbers(options.stages),
                 numbers(options.programs),
                 [each or None for each in numbers(options.registers)],
             ):
-                is_hopeless = cut[1] * page > 64 or (cut[0] == 256 and cut[2] < 8)
-                if is_hopeless or (cut[5] and (cut[2] < 8 or cut[0] == 256)):
-                    continue
+                if (cut[0] == 256 and cut[2] < 8) or (cut[5] and cut[2] < 8):
+                    continue  # too many registers
                 backend = TritonBackend(rope, max_positions=65_536, tuning=Tuning(*cut))
                 try:
                     out = backend.attend(q, memory.k[0], memory.v[0], step)[:queries]

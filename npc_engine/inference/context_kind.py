@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
@@ -152,7 +153,9 @@ def open_memory(
     Raises :class:`ModelError` for a kernel that can't run here.
     """
     device, shape = model.decoder.device, model.kv_shape
-    if attention in ("auto", "buffers") or policy.relink is not None or policy.weighting is not None:
+    if attention == "auto":
+        attention = "triton" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "buffers"
+    if attention == "buffers" or policy.relink is not None or policy.weighting is not None:
         cache = BlockCache(shape, device, max_bytes=max_block_memory, store=store)
         return cache, AssembledContexts(cache, model.rope, device, policy)
     backend = _backend(attention, model)

@@ -95,6 +95,11 @@ class InferenceEngine:
         """False when :meth:`step` would do nothing."""
         return bool(self._waiting or self._running or self._encoding or self._warming or self._relinking)
 
+    def prepare(self, max_conversations: int = 8) -> float:
+        """Compile and capture on a GPU what so many conversations at once need; otherwise their first replies wait for
+        it. Returns the seconds it took."""
+        return self._forward.prepare(max_conversations)
+
     # ── what callers ask for ─────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: GenerationRequest) -> None:

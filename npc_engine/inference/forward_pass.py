@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from npc_engine.inference.attention import Attention
 from npc_engine.inference.context_pool import NewTokens
 from npc_engine.inference.decoder import Decoder
-from npc_engine.inference.paged_attention import Ints, PagedAttention, PagedStep, StepShape, pack
+from npc_engine.inference.paged_attention import Ints, PagedAttention, PagedStep, StepShape, pack, shape_of
 
 if TYPE_CHECKING:
     from npc_engine.inference.context_kind import ContextKind, PagedContexts
@@ -21,7 +21,8 @@ TokenIds = Sequence[Sequence[int]]
 
 _FINAL_BUCKETS: Final = (16, 32, 48, 64, 96, 128, 192, 256)
 _DECODE_BUCKETS: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_MAX_ENTRIES: Final = 1 << 16  # pages of all sequences of a step
+_MAX_RUNS: Final = 1 << 14  # of all sequences of a step
+_MAX_PAGES: Final = 1 << 16
 _NUM_WARM_UPS: Final = 2  # passes before a capture: kernels are compiled, and libraries choose theirs
 
 
@@ -43,6 +44,10 @@ class ForwardPass(Protocol):
         """
         ...
 
+    def prepare(self, max_conversations: int) -> float:
+        """Do what first uses would cost later, for so many conversations at once. Returns the seconds it took."""
+        ...
+
 
 class EagerPass:
     """Any device, any number of tokens."""
@@ -61,6 +66,9 @@ class EagerPass:
             rows.append(hidden[end - num_rows : end])
         return self._decoder.logits(torch.cat(rows))
 
+    def prepare(self, max_conversations: int) -> float:
+        return 0.0
+
 
 def bucket_for(lengths: Sequence[int]) -> StepShape | None:
     """The shape of the graph that serves so many new tokens per sequence; None if there is none.
@@ -69,11 +77,11 @@ def bucket_for(lengths: Sequence[int]) -> StepShape | None:
     """
     if len(lengths) == 1 and lengths[0] > 1:
         size = next((size for size in _FINAL_BUCKETS if size >= lengths[0]), None)
-        return None if size is None else StepShape(size, 1, _MAX_ENTRIES, size)
+        return None if size is None else StepShape(size, 1, _MAX_RUNS, _MAX_PAGES, size)
     if max(lengths) > 1:
         return None
     number = next((number for number in _DECODE_BUCKETS if number >= len(lengths)), None)
-    return None if number is None else StepShape(number, number, _MAX_ENTRIES, 1)
+    return None if number is None else StepShape(number, number, _MAX_RUNS, _MAX_PAGES, 1)
 
 
 class _Captured(NamedTuple):
@@ -82,7 +90,7 @@ class _Captured(NamedTuple):
 
 
 class GraphPass:
-    """One CUDA graph per shape, captured when it is needed first or by :meth:`capture`; anything else is eager.
+    """One CUDA graph per shape, captured when it is needed first or by :meth:`prepare`; anything else is eager.
 
     A graph reads page tables, offsets and lengths from one tensor, so it serves any layout.
     """
@@ -92,17 +100,17 @@ class GraphPass:
         self._kind = kind
         self._eager = EagerPass(decoder, kind)
         self._graphs: dict[StepShape, _Captured] = {}
-        self._numbers = torch.zeros(8 * _MAX_ENTRIES, dtype=torch.int32, device=decoder.device)
+        self._numbers = torch.zeros(4 * _MAX_PAGES, dtype=torch.int32, device=decoder.device)
         self._staging = torch.zeros_like(self._numbers, device="cpu").pin_memory()
         self._pool = torch.cuda.graph_pool_handle()
-        self.capture_s = 0.0
 
     def __call__(self, contexts: Sequence[NewTokens], token_ids: TokenIds, num_rows: int = 1) -> Tensor:
         shape = bucket_for([len(new) for new in token_ids]) if num_rows == 1 else None
         if shape is None:
             return self._eager(contexts, token_ids, num_rows)
         sequences = [self._kind.pages_of(context, len(new)) for context, new in zip(contexts, token_ids, strict=True)]
-        if sum(len(each.cached) + len(each.own) for each in sequences) > _MAX_ENTRIES:
+        needed = shape_of(sequences, token_ids)
+        if needed.num_runs > shape.num_runs or needed.num_pages > shape.num_pages:
             return self._eager(contexts, token_ids, num_rows)
         captured = self._graphs.get(shape) or self._capture(shape)
         self._write(pack(sequences, token_ids, shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
@@ -111,23 +119,18 @@ class GraphPass:
             context.advance(len(new))
         return captured.logits[: len(sequences)]
 
-    def capture(
-        self, max_conversations: int, on_progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
-        """Capture every graph that so many conversations at once need. `on_progress` gets (captured, in all)."""
-        final = [StepShape(size, 1, _MAX_ENTRIES, size) for size in _FINAL_BUCKETS]
+    def prepare(self, max_conversations: int) -> float:
+        start_s = time.perf_counter()
+        final = [StepShape(size, 1, _MAX_RUNS, _MAX_PAGES, size) for size in _FINAL_BUCKETS]
         last = next((i for i, number in enumerate(_DECODE_BUCKETS) if number >= max_conversations), None)
         decoding = _DECODE_BUCKETS[: None if last is None else last + 1]
-        shapes = [*final, *(StepShape(number, number, _MAX_ENTRIES, 1) for number in decoding)]
-        # The largest first: the others' memory fits into its.
-        for i, shape in enumerate(sorted(shapes, reverse=True)):
-            on_progress(i, len(shapes))
+        shapes = [*final, *(StepShape(number, number, _MAX_RUNS, _MAX_PAGES, 1) for number in decoding)]
+        for shape in sorted(shapes, reverse=True):  # the largest first: the others' memory fits into its
             if shape not in self._graphs:
                 self._capture(shape)
-        on_progress(len(shapes), len(shapes))
+        return time.perf_counter() - start_s
 
     def _capture(self, shape: StepShape) -> _Captured:
-        start_s = time.perf_counter()
         device = self._decoder.device
         with torch.inference_mode():
             self._write(pack([], [], shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
@@ -143,7 +146,6 @@ class GraphPass:
                 logits = self._run(step)
         self._graphs[shape] = _Captured(graph, logits)
         torch.cuda.synchronize(device)
-        self.capture_s += time.perf_counter() - start_s
         return self._graphs[shape]
 
     def _run(self, step: PagedStep) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention over pages: the queries of a packed batch against blocks where they are cached, whatever their positions.
 
-A page has a *delta*: how far its keys would have to move to lie where its layout has them. Nothing is moved; a backend
-rotates keys (or queries) by it while it attends. The tokens that a sequence computes itself lie in its last pages, at
-delta 0.
+Cached tokens lie in *runs*: a block, or a part of one, in pages of its own. A run has a *delta*: how far its keys would
+have to move to lie where the layout has them. Nothing is moved; a backend rotates queries (or keys) by it while it
+attends. The tokens that a sequence computes itself lie in further pages, at delta 0.
 """
 
 from __future__ import annotations
@@ -23,30 +23,59 @@ from npc_engine.blocks.positions import rotate, shift
 from npc_engine.inference.rope import RotaryTable
 
 Ints = NDArray[np.int32]
-ENTRY: Final = 3
-"""Numbers of a page in a table: the page, its delta, how many of its tokens count."""
+RUN: Final = 3
+"""Numbers of a run in a table: the index of its first page, its delta, how many tokens it has."""
+_MAX_RUN_TOKENS: Final = 256  # longer blocks are several runs, so that the work can be shared out evenly
+
+
+class CachedPages(NamedTuple):
+    """What a sequence sees of the cache. `pages`: [pages]; `runs`: [runs, RUN], which index `pages`."""
+
+    pages: Ints
+    runs: Ints
+
+    @classmethod
+    def of(cls, pages: Sequence[int], delta: int, num_tokens: int, page_tokens: int) -> CachedPages:
+        """One block."""
+        step = _MAX_RUN_TOKENS // page_tokens * page_tokens
+        runs = [(start // page_tokens, delta, min(step, num_tokens - start)) for start in range(0, num_tokens, step)]
+        return cls(np.array(pages, dtype=np.int32), np.array(runs, dtype=np.int32).reshape(-1, RUN))
+
+    @classmethod
+    def joined(cls, parts: Sequence[CachedPages]) -> CachedPages:
+        """These, one behind the other."""
+        if not parts:
+            return cls(np.empty(0, dtype=np.int32), np.empty((0, RUN), dtype=np.int32))
+        runs = np.concatenate([part.runs for part in parts])
+        firsts = np.cumsum([0, *(len(part.pages) for part in parts[:-1])], dtype=np.int32)
+        runs[:, 0] += np.repeat(firsts, [len(part.runs) for part in parts])
+        return cls(np.concatenate([part.pages for part in parts]), runs)
+
+    def up_to(self, num_pages: int, num_runs: int) -> CachedPages:
+        """The first of these pages and runs."""
+        return CachedPages(self.pages[:num_pages], self.runs[:num_runs])
 
 
 @dataclass(frozen=True, slots=True)
 class SequencePages:
-    """The pages of one sequence, in the order of its layout: what is cached, then its own.
+    """The pages of one sequence: what is cached, and its own.
 
-    `cached`: [pages, ENTRY]; `own`: pages for new tokens, which hold `num_before` of them already; `position` is that
-    of the next token.
+    `own`: pages for new tokens, which hold `num_before` of them already; `position` is that of the next token.
     """
 
-    cached: Ints
+    cached: CachedPages
     own: Ints
     num_before: int
     position: int
 
 
 class StepShape(NamedTuple):
-    """How many tokens, sequences and pages a step has room for; no sequence has more than `max_queries` tokens."""
+    """How much a step has room for; no sequence has more than `max_queries` tokens."""
 
     num_tokens: int
     num_sequences: int
-    num_entries: int
+    num_runs: int
+    num_pages: int
     max_queries: int
 
 
@@ -56,8 +85,8 @@ class PagedStep:
 
     - `token_ids`, `positions`, `rows` (of the paged memory, where keys and values go): [tokens]
     - `query_starts`: [sequences + 1], the first token of each sequence; tokens behind the last one fill up
-    - `entry_starts`: [sequences + 1], the first page of each sequence in `entries`: [pages, ENTRY]
-    - `num_cached` (pages in front of a sequence's own), `num_before`, `last_tokens`: [sequences]
+    - `run_starts`: [sequences + 1], the first run of each sequence in `runs`: [runs, RUN], which index `pages`: [pages]
+    - `own_starts` (the first of a sequence's own pages in `pages`), `num_before`, `last_tokens`: [sequences]
     """
 
     shape: StepShape
@@ -66,17 +95,18 @@ class PagedStep:
     positions: Tensor
     rows: Tensor
     query_starts: Tensor
-    entry_starts: Tensor
-    num_cached: Tensor
+    run_starts: Tensor
+    own_starts: Tensor
     num_before: Tensor
     last_tokens: Tensor
-    entries: Tensor
+    runs: Tensor
+    pages: Tensor
 
     @classmethod
     def over(cls, numbers: Tensor, shape: StepShape, page_tokens: int) -> PagedStep:
         """Over this tensor, which has room for `shape`."""
-        token_ids, positions, rows, *per_sequence, entries = numbers[: _size(shape)].split(_sizes(shape))
-        query_starts, entry_starts, num_cached, num_before, last_tokens = per_sequence
+        token_ids, positions, rows, *per_sequence, runs, pages = numbers[: _size(shape)].split(_sizes(shape))
+        query_starts, run_starts, own_starts, num_before, last_tokens = per_sequence
         return cls(
             shape,
             page_tokens,
@@ -84,11 +114,12 @@ class PagedStep:
             positions,
             rows,
             query_starts,
-            entry_starts,
-            num_cached,
+            run_starts,
+            own_starts,
             num_before,
             last_tokens,
-            entries.view(-1, ENTRY),
+            runs.view(-1, RUN),
+            pages,
         )
 
     @classmethod
@@ -110,7 +141,8 @@ def shape_of(sequences: Sequence[SequencePages], token_ids: Sequence[Sequence[in
     return StepShape(
         num_tokens=sum(len(ids) for ids in token_ids),
         num_sequences=len(sequences),
-        num_entries=sum(len(sequence.cached) + len(sequence.own) for sequence in sequences),
+        num_runs=sum(len(sequence.cached.runs) for sequence in sequences),
+        num_pages=sum(len(sequence.cached.pages) + len(sequence.own) for sequence in sequences),
         max_queries=max(len(ids) for ids in token_ids),
     )
 
@@ -123,33 +155,39 @@ def pack(
     *,
     spare_row: int,
 ) -> Ints:
-    """The numbers of a :class:`PagedStep`. What fills up is stored at `spare_row` and belongs to no sequence."""
-    num_entries = sum(len(sequence.cached) + len(sequence.own) for sequence in sequences)
-    numbers = np.zeros(_size(shape._replace(num_entries=num_entries)), dtype=np.int32)
-    ids, positions, rows, query_starts, entry_starts, num_cached, num_before, last, entries = np.split(
+    """The numbers of a :class:`PagedStep`, as far as there is something behind them.
+
+    What fills up tokens is stored at `spare_row` and belongs to no sequence.
+    """
+    num_pages = sum(len(sequence.cached.pages) + len(sequence.own) for sequence in sequences)
+    numbers = np.zeros(_size(shape._replace(num_pages=num_pages)), dtype=np.int32)
+    ids, positions, rows, query_starts, run_starts, own_starts, num_before, last, runs, pages = np.split(
         numbers, np.cumsum(_sizes(shape)[:-1])
     )
-    table = entries.reshape(-1, ENTRY)
+    table = runs.reshape(-1, RUN)
     rows[:] = spare_row
-    token = entry = 0
+    token = run = page = 0
     for i, (sequence, new) in enumerate(zip(sequences, token_ids, strict=True)):
-        end, cached, own = token + len(new), len(sequence.cached), len(sequence.own)
+        cached, own = sequence.cached, sequence.own
+        end = token + len(new)
         ids[token:end] = new
         positions[token:end] = np.arange(sequence.position, sequence.position + len(new))
         offsets = np.arange(sequence.num_before, sequence.num_before + len(new))
-        rows[token:end] = sequence.own[offsets // page_tokens] * page_tokens + offsets % page_tokens
-        table[entry : entry + cached] = sequence.cached
-        table[entry + cached : entry + cached + own, 0] = sequence.own
-        num_cached[i], num_before[i], last[i] = cached, sequence.num_before, end - 1
-        token, entry = end, entry + cached + own
-        query_starts[i + 1], entry_starts[i + 1] = token, entry
-    query_starts[len(sequences) + 1 :], entry_starts[len(sequences) + 1 :] = token, entry
+        rows[token:end] = own[offsets // page_tokens] * page_tokens + offsets % page_tokens
+        table[run : run + len(cached.runs)] = cached.runs
+        table[run : run + len(cached.runs), 0] += page
+        own_starts[i], num_before[i], last[i] = page + len(cached.pages), sequence.num_before, end - 1
+        pages[page : own_starts[i]] = cached.pages
+        pages[own_starts[i] : own_starts[i] + len(own)] = own
+        token, run, page = end, run + len(cached.runs), own_starts[i] + len(own)
+        query_starts[i + 1], run_starts[i + 1] = token, run
+    query_starts[len(sequences) + 1 :], run_starts[len(sequences) + 1 :] = token, run
     return numbers
 
 
 def _sizes(shape: StepShape) -> list[int]:
-    tokens, sequences, entries, _ = shape
-    return [*[tokens] * 3, *[sequences + 1] * 2, *[sequences] * 3, ENTRY * entries]
+    tokens, sequences, runs, pages, _ = shape
+    return [*[tokens] * 3, *[sequences + 1] * 2, *[sequences] * 3, RUN * runs, pages]
 
 
 def _size(shape: StepShape) -> int:
@@ -173,7 +211,7 @@ class PagedBackend(Protocol):
 
 
 class ReferenceBackend:
-    """torch operations alone, sequence by sequence, page by page: for any device, and what the others are held to."""
+    """torch operations alone, sequence by sequence, run by run: for any device, and what the others are held to."""
 
     def __init__(self, rope: RotaryTable) -> None:
         self._rope = rope
@@ -196,17 +234,16 @@ class ReferenceBackend:
         return torch.cat([*outputs, torch.zeros_like(q[starts[-1] :])])
 
     def _attend_one(self, q: Tensor, k: Tensor, v: Tensor, step: PagedStep, index: int) -> Tensor:
-        first, end = step.entry_starts[index : index + 2].tolist()
-        num_cached, num_before = int(step.num_cached[index]), int(step.num_before[index])
-        num_queries, size = q.shape[0], step.page_tokens
+        first, end = step.run_starts[index : index + 2].tolist()
+        size = step.page_tokens
+        new = (int(step.own_starts[index]), 0, int(step.num_before[index]) + q.shape[0])
         keys, values = [], []
-        num_new = num_before + num_queries
-        for i, (page, delta, num_valid) in enumerate(step.entries[first:end].tolist()):
-            if i >= num_cached:
-                num_valid = max(0, min(size, num_new - (i - num_cached) * size))
-            rows = slice(page * size, page * size + num_valid)
+        for page, delta, num_tokens in (*step.runs[first:end].tolist(), new):
+            offset = torch.arange(num_tokens, device=q.device)
+            rows = step.pages[page + offset // size] * size + offset % size
             keys.append(shift(k[:, rows], delta, self._rope.inv_freq))
             values.append(v[:, rows])
+        num_queries = q.shape[0]
         num_keys = sum(each.shape[1] for each in keys)
         mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
         out = F.scaled_dot_product_attention(

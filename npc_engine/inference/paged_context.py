@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from npc_engine.blocks import Block, BlockCache, BlockId, BlockKV, Layout, Placement
 from npc_engine.blocks.pages import PagedKV
 from npc_engine.blocks.positions import shift
-from npc_engine.inference.paged_attention import ENTRY, Ints, SequencePages
+from npc_engine.inference.paged_attention import CachedPages, SequencePages
 
 
 class _Sealed(NamedTuple):
@@ -41,8 +41,7 @@ class PagedContext:
         self._inv_freq = inv_freq
         self._held: dict[BlockId, Block] = {}
         self._sealed: dict[BlockId, _Sealed] = {}
-        self._cached = self._table(())
-        self._set((), [], 0)
+        self._set((), [], CachedPages.joined(()), (), 0)
         self._own: tuple[int, ...] = ()
         self._num_new = 0
 
@@ -81,10 +80,8 @@ class PagedContext:
         self._held |= fresh
         wanted = {placement.block.id for placement in layout.placements}
         self._forget(dict.fromkeys(p.block.id for p in old if p.block.id not in wanted))
-        ends = self._ends[:same]
-        entries = [self._entry(placement) for placement in new]
-        self._cached = np.concatenate((self._cached[: ends[-1] if ends else 0], self._table(entries)))
-        self._set(layout.placements, [*ends, *_ends_of(entries, ends[-1] if ends else 0)], layout.end)
+        kept = self._cached.up_to(*(self._ends[same - 1] if same else (0, 0)))
+        self._set(layout.placements, self._ends[:same], kept, [self._pages_of(p) for p in new], layout.end)
         self._give_back_own()
         self._own = self._memory.pool.allocate(self._memory.num_pages_for(room))
         return sum(placement.block.num_tokens for placement in stale)
@@ -98,18 +95,17 @@ class PagedContext:
         self._memory.pool.free(rest)
         self._own, self._num_new = (), 0
         self._sealed[block.id] = _Sealed(pages, delta)
-        self._cached = np.concatenate((self._cached, self._table([_Entry(pages, 0, num_tokens)])))
         row = self._placements[-1].rows.stop if self._placements else 0
         placed = Placement(block, self._layout_end, row)
-        self._set((*self._placements, placed), [*self._ends, len(self._cached)], placed.end)
+        sealed = CachedPages.of(pages, 0, num_tokens, self._memory.page_tokens)
+        self._set((*self._placements, placed), self._ends, self._cached, [sealed], placed.end)
         k, v = self._memory.load(pages, num_tokens)
         return BlockKV(shift(k, -delta, self._inv_freq), v)
 
     def close(self) -> None:
         self._forget([*self._held, *self._sealed])
         self._give_back_own()
-        self._cached = self._table(())
-        self._set((), [], 0)
+        self._set((), [], CachedPages.joined(()), (), 0)
 
     # ── what a step needs ────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,15 +126,28 @@ class PagedContext:
         """A copy of the new tokens' keys and values, as they were computed."""
         return self._memory.load(self._own, self._num_new)
 
-    def _entry(self, placement: Placement) -> _Entry:
-        block = placement.block
+    def _pages_of(self, placement: Placement) -> CachedPages:
+        block, size = placement.block, self._memory.page_tokens
         if (sealed := self._sealed.get(block.id)) is not None:
-            return _Entry(sealed.pages, placement.delta - sealed.delta, block.num_tokens)
-        return _Entry(self._memory.pages_of(block.id), placement.delta, block.num_tokens)
+            return CachedPages.of(sealed.pages, placement.delta - sealed.delta, block.num_tokens, size)
+        return CachedPages.of(self._memory.pages_of(block.id), placement.delta, block.num_tokens, size)
 
-    def _set(self, placements: tuple[Placement, ...], ends: list[int], layout_end: int) -> None:
-        """`ends`: behind which row of the table each placement ends."""
-        self._placements, self._ends, self._layout_end = placements, ends, layout_end
+    def _set(
+        self,
+        placements: tuple[Placement, ...],
+        ends: Sequence[tuple[int, int]],
+        kept: CachedPages,
+        new: Sequence[CachedPages],
+        layout_end: int,
+    ) -> None:
+        """Placements whose pages are `kept`, which end at `ends` (pages, runs), and `new`."""
+        self._ends = [*ends]
+        num_pages, num_runs = ends[-1] if ends else (0, 0)
+        for part in new:
+            num_pages, num_runs = num_pages + len(part.pages), num_runs + len(part.runs)
+            self._ends.append((num_pages, num_runs))
+        self._cached = CachedPages.joined([kept, *new])
+        self._placements, self._layout_end = placements, layout_end
 
     def _forget(self, block_ids: Iterable[BlockId]) -> None:
         for block_id in block_ids:
@@ -147,30 +156,6 @@ class PagedContext:
             else:
                 self._cache.release([self._held.pop(block_id)])
 
-    def _table(self, entries: Iterable[_Entry]) -> Ints:
-        """The pages of these entries, as in :class:`~npc_engine.inference.paged_attention.SequencePages`."""
-        size = self._memory.page_tokens
-        numbers = [
-            (page, entry.delta, min(size, entry.num_tokens - i * size))
-            for entry in entries
-            for i, page in enumerate(entry.pages)
-        ]
-        return np.array(numbers, dtype=np.int32).reshape(-1, ENTRY)
-
     def _give_back_own(self) -> None:
         self._memory.pool.free(self._own)
         self._own, self._num_new = (), 0
-
-
-class _Entry(NamedTuple):
-    """A block's pages in a layout."""
-
-    pages: tuple[int, ...]
-    delta: int
-    num_tokens: int
-
-
-def _ends_of(entries: Iterable[_Entry], start: int) -> Iterator[int]:
-    for entry in entries:
-        start += len(entry.pages)
-        yield start

@@ -24,20 +24,22 @@ class Tuning(NamedTuple):
     """How the kernel is cut, by the most rows (queries times the heads that share keys) of a sequence."""
 
     num_rows: int  # of one program
-    pages: int  # at a time
+    num_keys: int  # at a time
     num_warps: int
     num_stages: int
     programs_per_processor: int
     max_registers: int | None = None  # of a thread
 
 
-def tuning_for(num_rows: int) -> Tuning:
+def tuning_for(num_rows: int, dtype: torch.dtype) -> Tuning:
     """What measured best (docs/log.md)."""
+    if dtype is torch.float32:  # no matrix units: larger ones take long to compile
+        return Tuning(16, 32, 4, 2, 4)
     if num_rows <= 16:
-        return Tuning(16, 1, 4, 3, 4)
+        return Tuning(16, 32, 4, 3, 4)
     if num_rows <= 64:
-        return Tuning(64, 1, 4, 3, 3)
-    return Tuning(128, 1, 8, 3, 2)
+        return Tuning(64, 64, 4, 3, 2)
+    return Tuning(128, 64, 8, 2, 1)
 
 
 class TritonBackend:
@@ -92,7 +94,7 @@ class TritonBackend:
         num_kv_heads = keys.shape[0]
         group = num_heads // num_kv_heads
         most_rows = step.shape.max_queries * group
-        tuning = self._tuning or tuning_for(most_rows)
+        tuning = self._tuning or tuning_for(most_rows, q.dtype)
         num_tiles = triton.cdiv(most_rows, tuning.num_rows)
         num_programs = step.shape.num_sequences * num_tiles * num_kv_heads
         splits = self._num_splits(tuning, num_programs)
@@ -108,9 +110,10 @@ class TritonBackend:
             parts if splits > 1 else out,
             log_sums,
             step.query_starts,
-            step.entry_starts,
-            step.entries,
-            step.num_cached,
+            step.run_starts,
+            step.runs,
+            step.pages,
+            step.own_starts,
             step.num_before,
             self._cos,
             self._sin,
@@ -122,8 +125,9 @@ class TritonBackend:
             GROUP=group,
             HALF=head_dim // 2,
             PAGE=step.page_tokens,
+            PAGE_SHIFT=step.page_tokens.bit_length() - 1,
             ROWS=tuning.num_rows,
-            PAGES=tuning.pages,
+            TILE=tuning.num_keys,
             IS_WHOLE=splits == 1,
             num_warps=tuning.num_warps,
             num_stages=tuning.num_stages,

@@ -53,32 +53,6 @@ def rotate_and_store_kernel(
 
 
 @triton.jit
-def load_page(table, i, stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE: tl.constexpr, HALF: tl.constexpr):
-    """Both halves of a page's keys, moved by its delta, its values, and which of its tokens count; none from `stop` on.
-
-    Keys: [PAGE, HALF]; values: [PAGE, 2 * HALF]; which: [PAGE].
-    """
-    half = tl.arange(0, HALF)
-    dim = tl.arange(0, 2 * HALF)
-    offset = tl.arange(0, PAGE)
-    is_page = i < stop
-    page = tl.load(table + i * 3, mask=is_page, other=0).to(tl.int64)
-    delta = tl.load(table + i * 3 + 1, mask=is_page, other=0)
-    num_valid = tl.load(table + i * 3 + 2, mask=is_page, other=0)
-    is_valid = offset < num_valid
-    base = (page * PAGE + offset)[:, None] * (2 * HALF)
-    low = tl.load(k_ptr + base + half[None, :], mask=is_valid[:, None], other=0.0)
-    high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_valid[:, None], other=0.0)
-    values = tl.load(v_ptr + base + dim[None, :], mask=is_valid[:, None], other=0.0)
-    cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
-    sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
-    sin = tl.where(delta < 0, -sin, sin)
-    moved_low = (low * cos - high * sin).to(low.dtype)
-    moved_high = (high * cos + low * sin).to(low.dtype)
-    return moved_low, moved_high, values, is_valid
-
-
-@triton.jit
 def attend_part_kernel(
     q_ptr,
     k_ptr,
@@ -86,9 +60,10 @@ def attend_part_kernel(
     parts_ptr,
     log_sums_ptr,
     query_starts_ptr,
-    entry_starts_ptr,
-    entries_ptr,
-    num_cached_ptr,
+    run_starts_ptr,
+    runs_ptr,
+    pages_ptr,
+    own_starts_ptr,
     num_before_ptr,
     cos_ptr,
     sin_ptr,
@@ -100,11 +75,15 @@ def attend_part_kernel(
     GROUP: tl.constexpr,
     HALF: tl.constexpr,
     PAGE: tl.constexpr,
+    PAGE_SHIFT: tl.constexpr,
     ROWS: tl.constexpr,
-    PAGES: tl.constexpr,
+    TILE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
-    """One sequence's queries of one key/value head against one part of its pages, `PAGES` (1 or 2) at a time.
+    """One sequence's queries of one key/value head against one part of what it sees, `TILE` keys at a time.
+
+    The queries are turned back by the delta of each run, so that keys go from memory to the matrix units as they are:
+    through registers they would cost a barrier per tile (docs/log.md).
 
     parts: [splits, tokens, heads, head_dim], normalized within the part; log_sums: [splits, tokens, heads], base 2.
     """
@@ -123,89 +102,88 @@ def attend_part_kernel(
         at = ((first + token) * num_heads + kv_head * GROUP + rows % GROUP).to(tl.int64)
         half = tl.arange(0, HALF)
         dim = tl.arange(0, DIM)
-        q_low = tl.load(q_ptr + at[:, None] * DIM + half[None, :], mask=is_row[:, None], other=0.0)
-        q_high = tl.load(q_ptr + at[:, None] * DIM + HALF + half[None, :], mask=is_row[:, None], other=0.0)
+        offset = tl.arange(0, TILE)
+        offset_page = offset >> PAGE_SHIFT
+        offset_in_page = offset & (PAGE - 1)
+        q_low_ptr = q_ptr + at[:, None] * DIM + half[None, :]
+        k_ptr += kv_head * head_stride
+        v_ptr += kv_head * head_stride
 
-        entry = tl.load(entry_starts_ptr + sequence)
-        num_pages = tl.load(entry_starts_ptr + sequence + 1) - entry
-        num_cached = tl.load(num_cached_ptr + sequence)
-        num_before = tl.load(num_before_ptr + sequence)
         # The first part is the sequence's own tokens, the others share what is cached.
-        start = 0
-        stop = num_pages
+        start = tl.load(run_starts_ptr + sequence)
+        stop = tl.load(run_starts_ptr + sequence + 1)
         if not IS_WHOLE:
-            per_split = tl.cdiv(tl.cdiv(num_cached, tl.num_programs(2) - 1), PAGES) * PAGES
-            start = tl.where(split == 0, num_cached, (split - 1) * per_split)
-            stop = tl.where(split == 0, num_pages, tl.minimum(start + per_split, num_cached))
+            per_split = tl.cdiv(stop - start, tl.num_programs(2) - 1)
+            start += (split - 1) * per_split
+            stop = tl.where(split == 0, start, tl.minimum(start + per_split, stop))
 
         largest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         out = tl.zeros([ROWS, DIM], tl.float32)
-        offset = tl.arange(0, PAGE)
-        k_ptr += kv_head * head_stride
-        v_ptr += kv_head * head_stride
 
-        # What is cached: every query sees all of it. Scores stay unscaled; exp2 takes the scale in one operation.
-        table = entries_ptr + entry * 3
-        cached_stop = tl.minimum(stop, num_cached)
-        for i in range(start, cached_stop, PAGES):
-            low, high, values, is_valid = load_page(table, i, cached_stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE, HALF)
-            scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
-            scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
-            scores = tl.where(is_valid[None, :], scores, float("-inf"))
-            if PAGES == 1:
+        # Scores stay unscaled: exp2 takes the scale in the same operation.
+        for run in range(start, stop):
+            run_pages = pages_ptr + tl.load(runs_ptr + run * 3)
+            delta = tl.load(runs_ptr + run * 3 + 1)
+            num_keys = tl.load(runs_ptr + run * 3 + 2)
+            cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
+            sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
+            sin = tl.where(delta < 0, -sin, sin)
+            low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
+            high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
+            q_low = (low * cos + high * sin).to(low.dtype)
+            q_high = (high * cos - low * sin).to(low.dtype)
+            for key in range(0, num_keys, TILE):
+                is_key = key + offset < num_keys
+                page = tl.load(run_pages + (key >> PAGE_SHIFT) + offset_page, mask=is_key, other=0).to(tl.int64)
+                base = (page * PAGE + offset_in_page)[:, None] * DIM
+                k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
+                k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
+                values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
+                scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
+                scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
+                scores = tl.where(is_key[None, :], scores, float("-inf"))
                 larger = tl.maximum(largest, tl.max(scores, 1))
-                anchor = (larger * scale)[:, None]
-                weights = tl.exp2(scores * scale - anchor)
+                weights = tl.exp2(scores * scale - (larger * scale)[:, None])
                 shrink = tl.exp2((largest - larger) * scale)
                 total = total * shrink + tl.sum(weights, 1)
                 out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-            else:
-                low, high, values_2, is_valid = load_page(
-                    table, i + 1, cached_stop, k_ptr, v_ptr, cos_ptr, sin_ptr, PAGE, HALF
-                )
-                scores_2 = tl.dot(q_low, tl.trans(low), input_precision="ieee")
-                scores_2 = tl.dot(q_high, tl.trans(high), scores_2, input_precision="ieee")
-                scores_2 = tl.where(is_valid[None, :], scores_2, float("-inf"))
-                larger = tl.maximum(largest, tl.max(tl.maximum(scores, scores_2), 1))
-                anchor = (larger * scale)[:, None]
-                weights = tl.exp2(scores * scale - anchor)
-                weights_2 = tl.exp2(scores_2 * scale - anchor)
-                shrink = tl.exp2((largest - larger) * scale)
-                total = total * shrink + tl.sum(weights + weights_2, 1)
-                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-                out = tl.dot(weights_2.to(values.dtype), values_2, out, input_precision="ieee")
-            largest = larger
+                largest = larger
 
         # Its own tokens: a query sees those up to itself, at delta 0.
-        for i in range(tl.maximum(start, num_cached), stop):
-            page = tl.load(table + i * 3).to(tl.int64)
-            own = (i - num_cached) * PAGE + offset
-            is_written = (own < num_before + num_queries)[:, None]
-            base = (page * PAGE + offset)[:, None] * DIM
-            low = tl.load(k_ptr + base + half[None, :], mask=is_written, other=0.0)
-            high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_written, other=0.0)
-            values = tl.load(v_ptr + base + dim[None, :], mask=is_written, other=0.0)
-            scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
-            scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
-            scores = tl.where(own[None, :] <= num_before + token[:, None], scores, float("-inf"))
-            larger = tl.maximum(largest, tl.max(scores, 1))
-            anchor = tl.where(larger == float("-inf"), 0.0, larger)  # nothing seen so far
-            weights = tl.exp2((scores - anchor[:, None]) * scale)
-            shrink = tl.exp2((largest - anchor) * scale)
-            total = total * shrink + tl.sum(weights, 1)
-            out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-            largest = larger
+        if IS_WHOLE or split == 0:
+            own_pages = pages_ptr + tl.load(own_starts_ptr + sequence)
+            num_before = tl.load(num_before_ptr + sequence)
+            num_keys = num_before + num_queries
+            q_low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
+            q_high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
+            for key in range(0, num_keys, TILE):
+                is_key = key + offset < num_keys
+                page = tl.load(own_pages + (key >> PAGE_SHIFT) + offset_page, mask=is_key, other=0).to(tl.int64)
+                base = (page * PAGE + offset_in_page)[:, None] * DIM
+                k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
+                k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
+                values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
+                scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
+                scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
+                is_seen = (key + offset)[None, :] <= num_before + token[:, None]
+                scores = tl.where(is_seen, scores, float("-inf"))
+                # Every query sees the first key, or keys of a run before it: the largest score is finite.
+                larger = tl.maximum(largest, tl.max(scores, 1))
+                weights = tl.exp2(scores * scale - (larger * scale)[:, None])
+                shrink = tl.exp2((largest - larger) * scale)
+                total = total * shrink + tl.sum(weights, 1)
+                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+                largest = larger
 
         is_some = total > 0
-        out = tl.where(is_some[:, None], out / total[:, None], 0.0)
+        out = tl.where(is_some[:, None], out / total[:, None], 0.0).to(parts_ptr.dtype.element_ty)
         if IS_WHOLE:
-            tl.store(parts_ptr + at[:, None] * DIM + dim[None, :], out.to(q_low.dtype), mask=is_row[:, None])
+            tl.store(parts_ptr + at[:, None] * DIM + dim[None, :], out, mask=is_row[:, None])
         else:
             log_sum = tl.where(is_some, largest * scale + tl.log2(total), float("-inf"))
             place = split.to(tl.int64) * num_tokens * num_heads + at
-            out = out.to(parts_ptr.dtype.element_ty)
-            tl.store(parts_ptr + place[:, None] * DIM + dim[None, :], out, mask=is_row[:, None] & is_some[:, None])
+            tl.store(parts_ptr + place[:, None] * DIM + dim[None, :], out, mask=(is_row & is_some)[:, None])
             tl.store(log_sums_ptr + place, log_sum, mask=is_row)
 
 

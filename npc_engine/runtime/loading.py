@@ -70,4 +70,6 @@ def create_engine(
         max_context_memory=config.max_context_memory,
         store=store,
     )
-    return InferenceEngine(model, cache, max_context_memory=config.max_context_memory, kind=kind)
+    engine = InferenceEngine(model, cache, max_context_memory=config.max_context_memory, kind=kind)
+    engine.prepare()
+    return engine

@@ -16,7 +16,7 @@ from npc_engine.blocks import BlockKV, KVShape
 from npc_engine.blocks.pages import PagedKV, PagePool
 from npc_engine.blocks.positions import rotate, shift, tables
 from npc_engine.errors import BlockMemoryError
-from npc_engine.inference.paged_attention import PagedBackend, PagedStep, ReferenceBackend, SequencePages
+from npc_engine.inference.paged_attention import CachedPages, PagedBackend, PagedStep, ReferenceBackend, SequencePages
 from npc_engine.inference.rope import RotaryTable
 from npc_engine.inference.rope_config import RopeConfig
 
@@ -57,11 +57,10 @@ def run(
     inv_freq = INV_FREQ.double().to(device)
     sequences, fresh, expected = [], [], []
     for each in wanted:
-        entries, keys, values = [], [], []
+        cached, keys, values = [], [], []
         for num_tokens, delta in each.blocks:
             kv = BlockKV(random(1, kv_heads, num_tokens, 32), random(1, kv_heads, num_tokens, 32))
-            for i, page in enumerate(memory.store(kv)):
-                entries.append((page, delta, min(page_tokens, num_tokens - i * page_tokens)))
+            cached.append(CachedPages.of(memory.store(kv), delta, num_tokens, page_tokens))
             keys.append(shift(kv.k[0].double(), delta, inv_freq))
             values.append(kv.v[0].double())
         # Own keys are stored rotated: those before by hand, the new ones by the backend, from `position` on.
@@ -70,8 +69,8 @@ def run(
         rows = memory.rows(own, 0, each.num_before)
         memory.k[:, :, rows], memory.v[:, :, rows] = before.k, before.v
         position = 7 + each.num_before
-        cached = np.array(entries, dtype=np.int32).reshape(-1, 3)
-        sequences.append(SequencePages(cached, np.array(own, dtype=np.int32), each.num_before, position))
+        pages = CachedPages.joined(cached)
+        sequences.append(SequencePages(pages, np.array(own, dtype=np.int32), each.num_before, position))
         qkv = random(each.num_queries, heads + 2 * kv_heads, 32)
         fresh.append(qkv)
         positions = torch.arange(position, position + each.num_queries, device=device).double()
@@ -98,7 +97,7 @@ SEQUENCES = st.builds(
     num_queries=st.integers(1, 40),
 )
 EXAMPLES = [
-    Wanted(((20, 0), (16, 5), (3, 2000), (33, -7)), 0, 50),
+    Wanted(((20, 0), (16, 5), (3, 2000), (33, -7), (700, 40)), 0, 50),
     Wanted((), 0, 1),
     Wanted(((16, 1),), 17, 1),
     Wanted((), 5, 20),
@@ -114,15 +113,15 @@ def test_the_reference_is_moving_keys(wanted: list[Wanted], page_tokens: int) ->
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2)])
-@pytest.mark.parametrize(("processors", "pages"), [(1, 1), (8, 1), (8, 2)])
-def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int, pages: int) -> None:
+@pytest.mark.parametrize(("processors", "num_keys"), [(1, 32), (8, 16), (8, 64)])
+def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int, num_keys: int) -> None:
     """In Triton's interpreter: its arithmetic, its masks and its merging, without a GPU."""
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET=1 runs kernels without a GPU")
     from npc_engine.inference.triton_attention import TritonBackend, Tuning
 
-    tuning = Tuning(num_rows=32, pages=pages, num_warps=4, num_stages=2, programs_per_processor=4)
+    tuning = Tuning(num_rows=32, num_keys=num_keys, num_warps=4, num_stages=2, programs_per_processor=4)
     backend = TritonBackend(ROPE, max_positions=4096, tuning=tuning)
     backend._num_processors = processors
     for wanted in (*([each] for each in EXAMPLES), EXAMPLES):

@@ -43,7 +43,8 @@ def show_ttft(result: TtftResult, screen: Console) -> None:
     screen.print(table)
     screen.print(
         f"medians of {result.num_rounds}, final block {result.final_tokens} tokens; floor: {result.weight_gb:.2f} GB "
-        f"of weights and the context's keys and values, once, at {result.bandwidth_gb_s:,.0f} GB/s"
+        f"of weights and the context's keys and values, once, at {result.bandwidth_gb_s:,.0f} GB/s; kernels and graphs "
+        f"took {result.prepare_s:.1f} s at the start"
     )
 
 
