@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--programs", default="1,2", help="programs per processor")
     parser.add_argument("--keys", default="32,64,128", help="at a time")
     parser.add_argument("--registers", default="0", help="most registers of a thread; 0 for any number")
+    parser.add_argument("--best", type=int, default=8, help="how many cuts to show of each case")
     options = parser.parse_args()
 
     def numbers(text: str) -> list[int]:
@@ -134,7 +135,7 @@ def main() -> None:
                     found.append((time_ms(backend, q, memory, step), error, cut))
                 except Exception as error:  # too many registers or too much shared memory
                     print("failed", cut, str(error)[:80])
-            for ms, error, cut in sorted(found, key=lambda each: each[0])[:8]:
+            for ms, error, cut in sorted(found, key=lambda each: each[0])[: options.best]:
                 row = {"case": case, "page": page} | Tuning(*cut)._asdict() | {"us": round(1000 * ms, 1)}
                 print(json.dumps(row | {"floor_us": round(1000 * floor_ms, 1), "error": round(error, 5)}), flush=True)
 
