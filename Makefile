@@ -1,5 +1,6 @@
 # make demo    set up, fetch the embedded model, play the demo (CPU, no account)
 # make test    set up and run the whole test suite
+# make test-gpu  the tests that need a CUDA device and Triton
 # make check   ruff, mypy --strict, import-linter
 # make bench   the benchmarks that README quotes
 PYTHON ?= python3
@@ -9,7 +10,7 @@ TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-gpu check bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.runtime: pyproject.toml
@@ -30,6 +31,9 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

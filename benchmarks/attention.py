@@ -53,11 +53,11 @@ def exact(q: torch.Tensor, memory: PagedKV, step: PagedStep, rope: RotaryTable) 
     """The first sequence's first layer in float64."""
     num_queries, size = int(step.query_starts[1]), step.page_tokens
     keys, values = [], []
-    own = (int(step.own_starts[0]), 0, num_queries)
-    for page, delta, num_tokens in (*step.runs[: int(step.run_starts[1])].tolist(), own):
+    own = (int(step.own_starts[0]), num_queries)
+    for page, num_tokens in (*step.runs[: int(step.run_starts[1])].tolist(), own):
         offset = torch.arange(num_tokens, device=q.device)
-        rows = step.pages[page + offset // size] * size + offset % size
-        keys.append(shift(memory.k[0][:, rows].double(), delta, rope.inv_freq.double()))
+        rows = step.pages[page + offset // size, 0] * size + offset % size
+        keys.append(shift(memory.k[0][:, rows].double(), int(step.pages[page, 1]), rope.inv_freq.double()))
         values.append(memory.v[0][:, rows].double())
     k = torch.cat(keys, 1).repeat_interleave(HEADS // KV_HEADS, 0)
     v = torch.cat(values, 1).repeat_interleave(HEADS // KV_HEADS, 0)
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--warps", default="4,8")
     parser.add_argument("--stages", default="2,3")
     parser.add_argument("--programs", default="1,2", help="programs per processor")
-    parser.add_argument("--keys", default="32,64,128", help="at a time")
-    parser.add_argument("--registers", default="0", help="most registers of a thread; 0 for any number")
+    parser.add_argument("--turn", default="0,1", help="1: queries are turned; 0: keys are moved")
+    parser.add_argument("--keys", default="32,64", help="at a time")
     parser.add_argument("--best", type=int, default=8, help="how many cuts to show of each case")
     options = parser.parse_args()
 
@@ -120,14 +120,14 @@ def main() -> None:
             found = []
             for cut in itertools.product(
                 rows,
+                [each > 0 for each in numbers(options.turn)],
                 numbers(options.keys),
                 numbers(options.warps),
                 numbers(options.stages),
                 numbers(options.programs),
-                [each or None for each in numbers(options.registers)],
             ):
-                if (cut[0] == 256 and cut[2] < 8) or (cut[5] and cut[2] < 8):
-                    continue  # too many registers
+                if (cut[0] == 256 and cut[3] < 8) or (not cut[1] and cut[2] != page):
+                    continue  # too many registers; moved keys come page by page
                 backend = TritonBackend(rope, max_positions=65_536, tuning=Tuning(*cut))
                 try:
                     out = backend.attend(q, memory.k[0], memory.v[0], step)[:queries]

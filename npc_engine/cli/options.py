@@ -49,7 +49,7 @@ AttentionOption = Annotated[
     typer.Option(
         "--attention",
         metavar="WAY",
-        help="buffers (one per conversation), sdpa or triton (shared pages; triton on a GPU), or auto (triton on a GPU that has it, else buffers).",
+        help="buffers (one per conversation), sdpa or triton (shared pages; triton on a GPU), or auto (buffers).",
         rich_help_panel="Model",
     ),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
@@ -16,7 +15,7 @@ from npc_engine.inference.context import AssembledContext, SegmentedContext
 from npc_engine.inference.context_policy import ContextPolicy
 from npc_engine.inference.context_pool import ConversationContext, NewTokens
 from npc_engine.inference.decoder import Decoder
-from npc_engine.inference.forward_pass import EagerPass, ForwardPass, GraphPass, Step, TokenIds
+from npc_engine.inference.forward_pass import BucketedPass, CudaGraphs, EagerPass, ForwardPass, Step, TokenIds
 from npc_engine.inference.model import Network
 from npc_engine.inference.paged_attention import (
     PagedAttention,
@@ -134,7 +133,7 @@ class PagedContexts:
 
     def forward_pass(self, decoder: Decoder) -> ForwardPass:
         is_captured = decoder.device.type == "cuda" and not isinstance(self.backend, ReferenceBackend)
-        return GraphPass(decoder, self) if is_captured else EagerPass(decoder, self)
+        return BucketedPass(decoder, self, CudaGraphs(decoder.device)) if is_captured else EagerPass(decoder, self)
 
 
 def open_memory(
@@ -153,9 +152,7 @@ def open_memory(
     Raises :class:`ModelError` for a kernel that can't run here.
     """
     device, shape = model.decoder.device, model.kv_shape
-    if attention == "auto":
-        attention = "triton" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "buffers"
-    if attention == "buffers" or policy.relink is not None or policy.weighting is not None:
+    if attention in ("auto", "buffers") or policy.relink is not None or policy.weighting is not None:
         cache = BlockCache(shape, device, max_bytes=max_block_memory, store=store)
         return cache, AssembledContexts(cache, model.rope, device, policy)
     backend = _backend(attention, model)

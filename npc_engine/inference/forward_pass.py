@@ -1,9 +1,9 @@
-"""One pass of the model over new tokens of some contexts: launched operation by operation, or as one CUDA graph."""
+"""One pass of the model over new tokens of some contexts: operation by operation, or as a recording of its shape."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
@@ -71,7 +71,7 @@ class EagerPass:
 
 
 def bucket_for(lengths: Sequence[int]) -> StepShape | None:
-    """The shape of the graph that serves so many new tokens per sequence; None if there is none.
+    """The shape of the recording that serves so many new tokens per sequence; None if there is none.
 
     Either one sequence with a final block, or any number that decode.
     """
@@ -84,25 +84,33 @@ def bucket_for(lengths: Sequence[int]) -> StepShape | None:
     return None if number is None else StepShape(number, number, _MAX_RUNS, _MAX_PAGES, 1)
 
 
-class _Captured(NamedTuple):
-    graph: torch.cuda.CUDAGraph
+class Recording(NamedTuple):
+    """A pass that can be run again: `replay` computes `logits` anew, from what lies in the same tensors by then."""
+
+    replay: Callable[[], object]
     logits: Tensor
 
 
-class GraphPass:
-    """One CUDA graph per shape, captured when it is needed first or by :meth:`prepare`; anything else is eager.
+Recorder = Callable[[Callable[[], Tensor]], Recording]
+"""Makes a recording of a pass."""
 
-    A graph reads page tables, offsets and lengths from one tensor, so it serves any layout.
+
+class BucketedPass:
+    """One recording per shape, made when it is needed first or by :meth:`prepare`; anything else is launched as it is.
+
+    A recording reads page tables, offsets and lengths from one tensor, so it serves any layout of its shape.
     """
 
-    def __init__(self, decoder: Decoder, kind: PagedContexts) -> None:
+    def __init__(self, decoder: Decoder, kind: PagedContexts, record: Recorder) -> None:
         self._decoder = decoder
         self._kind = kind
+        self._record = record
         self._eager = EagerPass(decoder, kind)
-        self._graphs: dict[StepShape, _Captured] = {}
-        self._numbers = torch.zeros(4 * _MAX_PAGES, dtype=torch.int32, device=decoder.device)
-        self._staging = torch.zeros_like(self._numbers, device="cpu").pin_memory()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: dict[StepShape, Recording] = {}
+        self._numbers = torch.zeros(5 * _MAX_PAGES, dtype=torch.int32, device=decoder.device)
+        self._staging = torch.zeros_like(self._numbers, device="cpu")
+        if decoder.device.type == "cuda":
+            self._staging = self._staging.pin_memory()
 
     def __call__(self, contexts: Sequence[NewTokens], token_ids: TokenIds, num_rows: int = 1) -> Tensor:
         shape = bucket_for([len(new) for new in token_ids]) if num_rows == 1 else None
@@ -112,12 +120,12 @@ class GraphPass:
         needed = shape_of(sequences, token_ids)
         if needed.num_runs > shape.num_runs or needed.num_pages > shape.num_pages:
             return self._eager(contexts, token_ids, num_rows)
-        captured = self._graphs.get(shape) or self._capture(shape)
+        recording = self._recordings.get(shape) or self._make(shape)
         self._write(pack(sequences, token_ids, shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
-        captured.graph.replay()
+        recording.replay()
         for context, new in zip(contexts, token_ids, strict=True):
             context.advance(len(new))
-        return captured.logits[: len(sequences)]
+        return recording.logits[: len(sequences)]
 
     def prepare(self, max_conversations: int) -> float:
         start_s = time.perf_counter()
@@ -126,27 +134,18 @@ class GraphPass:
         decoding = _DECODE_BUCKETS[: None if last is None else last + 1]
         shapes = [*final, *(StepShape(number, number, _MAX_RUNS, _MAX_PAGES, 1) for number in decoding)]
         for shape in sorted(shapes, reverse=True):  # the largest first: the others' memory fits into its
-            if shape not in self._graphs:
-                self._capture(shape)
+            if shape not in self._recordings:
+                self._make(shape)
         return time.perf_counter() - start_s
 
-    def _capture(self, shape: StepShape) -> _Captured:
-        device = self._decoder.device
+    def _make(self, shape: StepShape) -> Recording:
+        # With no sequences in it, so that a recorder may run it.
+        self._write(pack([], [], shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
+        step = PagedStep.over(self._numbers, shape, self._kind.page_tokens)
         with torch.inference_mode():
-            self._write(pack([], [], shape, self._kind.page_tokens, spare_row=self._kind.spare_row))
-            step = PagedStep.over(self._numbers, shape, self._kind.page_tokens)
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(_NUM_WARM_UPS):
-                    self._run(step)
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                logits = self._run(step)
-        self._graphs[shape] = _Captured(graph, logits)
-        torch.cuda.synchronize(device)
-        return self._graphs[shape]
+            recording = self._record(lambda: self._run(step))
+        self._recordings[shape] = recording
+        return recording
 
     def _run(self, step: PagedStep) -> Tensor:
         attention = PagedAttention(self._kind.memory, self._kind.backend, step)
@@ -157,3 +156,24 @@ class GraphPass:
         source = torch.from_numpy(numbers)
         self._staging[: len(source)] = source
         self._numbers[: len(source)].copy_(self._staging[: len(source)], non_blocking=True)
+
+
+class CudaGraphs:
+    """A :data:`Recorder` whose recordings are CUDA graphs, which share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Tensor]) -> Recording:
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(_NUM_WARM_UPS):
+                run()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = run()
+        torch.cuda.synchronize(self._device)
+        return Recording(graph.replay, logits)

@@ -23,13 +23,15 @@ from npc_engine.blocks.positions import rotate, shift
 from npc_engine.inference.rope import RotaryTable
 
 Ints = NDArray[np.int32]
-RUN: Final = 3
-"""Numbers of a run in a table: the index of its first page, its delta, how many tokens it has."""
+RUN: Final = 2
+"""Numbers of a run in a table: the index of its first page, how many tokens it has."""
+PAGE: Final = 3
+"""Numbers of a page in a table: which page, its delta, how many of its tokens count."""
 _MAX_RUN_TOKENS: Final = 256  # longer blocks are several runs, so that the work can be shared out evenly
 
 
 class CachedPages(NamedTuple):
-    """What a sequence sees of the cache. `pages`: [pages]; `runs`: [runs, RUN], which index `pages`."""
+    """What a sequence sees of the cache. `pages`: [pages, PAGE]; `runs`: [runs, RUN], which index `pages`."""
 
     pages: Ints
     runs: Ints
@@ -37,15 +39,16 @@ class CachedPages(NamedTuple):
     @classmethod
     def of(cls, pages: Sequence[int], delta: int, num_tokens: int, page_tokens: int) -> CachedPages:
         """One block."""
-        step = _MAX_RUN_TOKENS // page_tokens * page_tokens
-        runs = [(start // page_tokens, delta, min(step, num_tokens - start)) for start in range(0, num_tokens, step)]
-        return cls(np.array(pages, dtype=np.int32), np.array(runs, dtype=np.int32).reshape(-1, RUN))
+        longest = _MAX_RUN_TOKENS // page_tokens * page_tokens
+        runs = [(start // page_tokens, min(longest, num_tokens - start)) for start in range(0, num_tokens, longest)]
+        table = [(page, delta, min(page_tokens, num_tokens - i * page_tokens)) for i, page in enumerate(pages)]
+        return cls(np.array(table, dtype=np.int32).reshape(-1, PAGE), np.array(runs, dtype=np.int32).reshape(-1, RUN))
 
     @classmethod
     def joined(cls, parts: Sequence[CachedPages]) -> CachedPages:
         """These, one behind the other."""
         if not parts:
-            return cls(np.empty(0, dtype=np.int32), np.empty((0, RUN), dtype=np.int32))
+            return cls(np.empty((0, PAGE), dtype=np.int32), np.empty((0, RUN), dtype=np.int32))
         runs = np.concatenate([part.runs for part in parts])
         firsts = np.cumsum([0, *(len(part.pages) for part in parts[:-1])], dtype=np.int32)
         runs[:, 0] += np.repeat(firsts, [len(part.runs) for part in parts])
@@ -85,8 +88,10 @@ class PagedStep:
 
     - `token_ids`, `positions`, `rows` (of the paged memory, where keys and values go): [tokens]
     - `query_starts`: [sequences + 1], the first token of each sequence; tokens behind the last one fill up
-    - `run_starts`: [sequences + 1], the first run of each sequence in `runs`: [runs, RUN], which index `pages`: [pages]
-    - `own_starts` (the first of a sequence's own pages in `pages`), `num_before`, `last_tokens`: [sequences]
+    - `run_starts`: [sequences + 1], the first run of each sequence in `runs`: [runs, RUN], which index `pages`
+    - `page_starts`, `own_starts`: [sequences], where a sequence's cached pages, and behind them its own, begin in
+      `pages`: [pages, PAGE]
+    - `num_before`, `last_tokens`: [sequences]
     """
 
     shape: StepShape
@@ -96,6 +101,7 @@ class PagedStep:
     rows: Tensor
     query_starts: Tensor
     run_starts: Tensor
+    page_starts: Tensor
     own_starts: Tensor
     num_before: Tensor
     last_tokens: Tensor
@@ -106,7 +112,7 @@ class PagedStep:
     def over(cls, numbers: Tensor, shape: StepShape, page_tokens: int) -> PagedStep:
         """Over this tensor, which has room for `shape`."""
         token_ids, positions, rows, *per_sequence, runs, pages = numbers[: _size(shape)].split(_sizes(shape))
-        query_starts, run_starts, own_starts, num_before, last_tokens = per_sequence
+        query_starts, run_starts, page_starts, own_starts, num_before, last_tokens = per_sequence
         return cls(
             shape,
             page_tokens,
@@ -115,11 +121,12 @@ class PagedStep:
             rows,
             query_starts,
             run_starts,
+            page_starts,
             own_starts,
             num_before,
             last_tokens,
             runs.view(-1, RUN),
-            pages,
+            pages.view(-1, PAGE),
         )
 
     @classmethod
@@ -161,10 +168,10 @@ def pack(
     """
     num_pages = sum(len(sequence.cached.pages) + len(sequence.own) for sequence in sequences)
     numbers = np.zeros(_size(shape._replace(num_pages=num_pages)), dtype=np.int32)
-    ids, positions, rows, query_starts, run_starts, own_starts, num_before, last, runs, pages = np.split(
+    ids, positions, rows, query_starts, run_starts, page_starts, own_starts, num_before, last, *tables = np.split(
         numbers, np.cumsum(_sizes(shape)[:-1])
     )
-    table = runs.reshape(-1, RUN)
+    runs, pages = tables[0].reshape(-1, RUN), tables[1].reshape(-1, PAGE)
     rows[:] = spare_row
     token = run = page = 0
     for i, (sequence, new) in enumerate(zip(sequences, token_ids, strict=True)):
@@ -174,11 +181,12 @@ def pack(
         positions[token:end] = np.arange(sequence.position, sequence.position + len(new))
         offsets = np.arange(sequence.num_before, sequence.num_before + len(new))
         rows[token:end] = own[offsets // page_tokens] * page_tokens + offsets % page_tokens
-        table[run : run + len(cached.runs)] = cached.runs
-        table[run : run + len(cached.runs), 0] += page
-        own_starts[i], num_before[i], last[i] = page + len(cached.pages), sequence.num_before, end - 1
+        runs[run : run + len(cached.runs)] = cached.runs
+        runs[run : run + len(cached.runs), 0] += page
+        page_starts[i], own_starts[i] = page, page + len(cached.pages)
+        num_before[i], last[i] = sequence.num_before, end - 1
         pages[page : own_starts[i]] = cached.pages
-        pages[own_starts[i] : own_starts[i] + len(own)] = own
+        pages[own_starts[i] : own_starts[i] + len(own), 0] = own
         token, run, page = end, run + len(cached.runs), own_starts[i] + len(own)
         query_starts[i + 1], run_starts[i + 1] = token, run
     query_starts[len(sequences) + 1 :], run_starts[len(sequences) + 1 :] = token, run
@@ -187,7 +195,7 @@ def pack(
 
 def _sizes(shape: StepShape) -> list[int]:
     tokens, sequences, runs, pages, _ = shape
-    return [*[tokens] * 3, *[sequences + 1] * 2, *[sequences] * 3, RUN * runs, pages]
+    return [*[tokens] * 3, *[sequences + 1] * 2, *[sequences] * 4, RUN * runs, PAGE * pages]
 
 
 def _size(shape: StepShape) -> int:
@@ -236,11 +244,13 @@ class ReferenceBackend:
     def _attend_one(self, q: Tensor, k: Tensor, v: Tensor, step: PagedStep, index: int) -> Tensor:
         first, end = step.run_starts[index : index + 2].tolist()
         size = step.page_tokens
-        new = (int(step.own_starts[index]), 0, int(step.num_before[index]) + q.shape[0])
+        own = int(step.own_starts[index])
+        new = (own, int(step.num_before[index]) + q.shape[0])
         keys, values = [], []
-        for page, delta, num_tokens in (*step.runs[first:end].tolist(), new):
+        for page, num_tokens in (*step.runs[first:end].tolist(), new):
             offset = torch.arange(num_tokens, device=q.device)
-            rows = step.pages[page + offset // size] * size + offset % size
+            rows = step.pages[page + offset // size, 0] * size + offset % size
+            delta = 0 if page == own else int(step.pages[page, 1])
             keys.append(shift(k[:, rows], delta, self._rope.inv_freq))
             values.append(v[:, rows])
         num_queries = q.shape[0]

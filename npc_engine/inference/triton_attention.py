@@ -1,8 +1,8 @@
 """Attention over pages in fused kernels (Triton), split over the keys and merged by log-sum-exp.
 
 Tall and thin is the case that counts: 1 to 64 new tokens against tens of thousands of cached ones. So the grid is cut
-along the keys until the device is full, heads that share keys share one read of them, and keys are rotated in registers
-by the delta of their page. Grids depend on a step's shape alone, so that a CUDA graph of a step serves any layout.
+along the keys until the device is full, and heads that share keys share one read of them. Grids depend on a step's
+shape alone, so that a CUDA graph of a step serves any layout.
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ _LOG2_E: Final = 1.4426950408889634  # exp2 is what the hardware has
 
 
 class Tuning(NamedTuple):
-    """How the kernel is cut, by the most rows (queries times the heads that share keys) of a sequence."""
+    """How the kernel is cut, by the most rows (queries times the heads that share keys) of a sequence.
+
+    `turns_queries`: queries are turned by the delta of a run, `num_keys` at a time; otherwise keys are moved, page by
+    page.
+    """
 
     num_rows: int  # of one program
-    num_keys: int  # at a time
+    turns_queries: bool
+    num_keys: int
     num_warps: int
     num_stages: int
     programs_per_processor: int
-    max_registers: int | None = None  # of a thread
 
 
-def tuning_for(num_rows: int, dtype: torch.dtype) -> Tuning:
-    """What measured best (docs/log.md)."""
+def tuning_for(num_rows: int, dtype: torch.dtype, page_tokens: int) -> Tuning:
+    """What measured best on an H200 (docs/log.md)."""
     if dtype is torch.float32:  # no matrix units: larger ones take long to compile
-        return Tuning(16, 32, 4, 2, 4)
+        return Tuning(16, True, 32, 4, 2, 4)
     if num_rows <= 16:
-        return Tuning(16, 32, 4, 3, 4)
+        return Tuning(16, True, 64, 2, 3, 2)
     if num_rows <= 64:
-        return Tuning(64, 64, 4, 3, 2)
-    return Tuning(128, 64, 8, 2, 1)
+        return Tuning(64, False, page_tokens, 4, 2, 2)
+    return Tuning(128, False, page_tokens, 4, 2, 2)
 
 
 class TritonBackend:
@@ -94,7 +98,7 @@ class TritonBackend:
         num_kv_heads = keys.shape[0]
         group = num_heads // num_kv_heads
         most_rows = step.shape.max_queries * group
-        tuning = self._tuning or tuning_for(most_rows, q.dtype)
+        tuning = self._tuning or tuning_for(most_rows, q.dtype, step.page_tokens)
         num_tiles = triton.cdiv(most_rows, tuning.num_rows)
         num_programs = step.shape.num_sequences * num_tiles * num_kv_heads
         splits = self._num_splits(tuning, num_programs)
@@ -112,8 +116,9 @@ class TritonBackend:
             step.query_starts,
             step.run_starts,
             step.runs,
-            step.pages,
+            step.page_starts,
             step.own_starts,
+            step.pages,
             step.num_before,
             self._cos,
             self._sin,
@@ -128,10 +133,10 @@ class TritonBackend:
             PAGE_SHIFT=step.page_tokens.bit_length() - 1,
             ROWS=tuning.num_rows,
             TILE=tuning.num_keys,
+            TURNS_QUERIES=tuning.turns_queries,
             IS_WHOLE=splits == 1,
             num_warps=tuning.num_warps,
             num_stages=tuning.num_stages,
-            maxnreg=tuning.max_registers,
         )
         if splits > 1:
             kernels.merge_kernel[(num_tokens * num_heads,)](

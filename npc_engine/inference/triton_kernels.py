@@ -62,8 +62,9 @@ def attend_part_kernel(
     query_starts_ptr,
     run_starts_ptr,
     runs_ptr,
-    pages_ptr,
+    page_starts_ptr,
     own_starts_ptr,
+    pages_ptr,
     num_before_ptr,
     cos_ptr,
     sin_ptr,
@@ -78,14 +79,16 @@ def attend_part_kernel(
     PAGE_SHIFT: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    TURNS_QUERIES: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
-    """One sequence's queries of one key/value head against one part of what it sees, `TILE` keys at a time.
+    """One sequence's queries of one key/value head against one part of what it sees.
 
-    The queries are turned back by the delta of each run, so that keys go from memory to the matrix units as they are:
-    through registers they would cost a barrier per tile (docs/log.md).
+    Few queries are turned back by the delta of each run, and keys go from memory to the matrix units as they are,
+    `TILE` at a time. Many queries stay as they are, and the keys of each page are moved (docs/log.md has the figures).
 
     parts: [splits, tokens, heads, head_dim], normalized within the part; log_sums: [splits, tokens, heads], base 2.
+    Scores stay unscaled: exp2 takes the scale in the same operation.
     """
     DIM: tl.constexpr = 2 * HALF
     sequence = tl.program_id(0) // num_tiles
@@ -103,15 +106,18 @@ def attend_part_kernel(
         half = tl.arange(0, HALF)
         dim = tl.arange(0, DIM)
         offset = tl.arange(0, TILE)
-        offset_page = offset >> PAGE_SHIFT
-        offset_in_page = offset & (PAGE - 1)
         q_low_ptr = q_ptr + at[:, None] * DIM + half[None, :]
         k_ptr += kv_head * head_stride
         v_ptr += kv_head * head_stride
+        own_start = tl.load(own_starts_ptr + sequence)
 
-        # The first part is the sequence's own tokens, the others share what is cached.
-        start = tl.load(run_starts_ptr + sequence)
-        stop = tl.load(run_starts_ptr + sequence + 1)
+        # The first part is the sequence's own tokens, the others share what is cached: runs, or pages.
+        if TURNS_QUERIES:
+            start = tl.load(run_starts_ptr + sequence)
+            stop = tl.load(run_starts_ptr + sequence + 1)
+        else:
+            start = tl.load(page_starts_ptr + sequence)
+            stop = own_start
         if not IS_WHOLE:
             per_split = tl.cdiv(stop - start, tl.num_programs(2) - 1)
             start += (split - 1) * per_split
@@ -121,25 +127,54 @@ def attend_part_kernel(
         total = tl.zeros([ROWS], tl.float32)
         out = tl.zeros([ROWS, DIM], tl.float32)
 
-        # Scores stay unscaled: exp2 takes the scale in the same operation.
-        for run in range(start, stop):
-            run_pages = pages_ptr + tl.load(runs_ptr + run * 3)
-            delta = tl.load(runs_ptr + run * 3 + 1)
-            num_keys = tl.load(runs_ptr + run * 3 + 2)
-            cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
-            sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
-            sin = tl.where(delta < 0, -sin, sin)
-            low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
-            high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
-            q_low = (low * cos + high * sin).to(low.dtype)
-            q_high = (high * cos - low * sin).to(low.dtype)
-            for key in range(0, num_keys, TILE):
-                is_key = key + offset < num_keys
-                page = tl.load(run_pages + (key >> PAGE_SHIFT) + offset_page, mask=is_key, other=0).to(tl.int64)
-                base = (page * PAGE + offset_in_page)[:, None] * DIM
-                k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
-                k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
+        if TURNS_QUERIES:
+            for run in range(start, stop):
+                run_page = tl.load(runs_ptr + run * 2)
+                num_keys = tl.load(runs_ptr + run * 2 + 1)
+                delta = tl.load(pages_ptr + run_page * 3 + 1)
+                cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
+                sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
+                sin = tl.where(delta < 0, -sin, sin)
+                low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
+                high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
+                q_low = (low * cos + high * sin).to(low.dtype)
+                q_high = (high * cos - low * sin).to(low.dtype)
+                for key in range(0, num_keys, TILE):
+                    is_key = key + offset < num_keys
+                    entry = run_page + ((key + offset) >> PAGE_SHIFT)
+                    page = tl.load(pages_ptr + entry * 3, mask=is_key, other=0).to(tl.int64)
+                    base = (page * PAGE + ((key + offset) & (PAGE - 1)))[:, None] * DIM
+                    k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
+                    k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
+                    values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
+                    scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
+                    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
+                    scores = tl.where(is_key[None, :], scores, float("-inf"))
+                    larger = tl.maximum(largest, tl.max(scores, 1))
+                    weights = tl.exp2(scores * scale - (larger * scale)[:, None])
+                    shrink = tl.exp2((largest - larger) * scale)
+                    total = total * shrink + tl.sum(weights, 1)
+                    out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+                    largest = larger
+
+        q_low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
+        q_high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
+
+        if not TURNS_QUERIES:
+            in_page = tl.arange(0, PAGE)
+            for i in range(start, stop):
+                page = tl.load(pages_ptr + i * 3).to(tl.int64)
+                delta = tl.load(pages_ptr + i * 3 + 1)
+                is_key = in_page < tl.load(pages_ptr + i * 3 + 2)
+                cos = tl.load(cos_ptr + tl.abs(delta) * HALF + half)[None, :]
+                sin = tl.load(sin_ptr + tl.abs(delta) * HALF + half)[None, :]
+                sin = tl.where(delta < 0, -sin, sin)
+                base = (page * PAGE + in_page)[:, None] * DIM
+                low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
+                high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
                 values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
+                k_low = (low * cos - high * sin).to(low.dtype)
+                k_high = (high * cos + low * sin).to(low.dtype)
                 scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
                 scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
                 scores = tl.where(is_key[None, :], scores, float("-inf"))
@@ -152,15 +187,13 @@ def attend_part_kernel(
 
         # Its own tokens: a query sees those up to itself, at delta 0.
         if IS_WHOLE or split == 0:
-            own_pages = pages_ptr + tl.load(own_starts_ptr + sequence)
             num_before = tl.load(num_before_ptr + sequence)
             num_keys = num_before + num_queries
-            q_low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
-            q_high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
             for key in range(0, num_keys, TILE):
                 is_key = key + offset < num_keys
-                page = tl.load(own_pages + (key >> PAGE_SHIFT) + offset_page, mask=is_key, other=0).to(tl.int64)
-                base = (page * PAGE + offset_in_page)[:, None] * DIM
+                entry = own_start + ((key + offset) >> PAGE_SHIFT)
+                page = tl.load(pages_ptr + entry * 3, mask=is_key, other=0).to(tl.int64)
+                base = (page * PAGE + ((key + offset) & (PAGE - 1)))[:, None] * DIM
                 k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
                 k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
                 values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
@@ -168,7 +201,7 @@ def attend_part_kernel(
                 scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
                 is_seen = (key + offset)[None, :] <= num_before + token[:, None]
                 scores = tl.where(is_seen, scores, float("-inf"))
-                # Every query sees the first key, or keys of a run before it: the largest score is finite.
+                # Every query sees the first of these, so the largest score is finite.
                 larger = tl.maximum(largest, tl.max(scores, 1))
                 weights = tl.exp2(scores * scale - (larger * scale)[:, None])
                 shrink = tl.exp2((largest - larger) * scale)

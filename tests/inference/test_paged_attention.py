@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -113,19 +114,23 @@ def test_the_reference_is_moving_keys(wanted: list[Wanted], page_tokens: int) ->
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2)])
-@pytest.mark.parametrize(("processors", "num_keys"), [(1, 32), (8, 16), (8, 64)])
-def test_the_kernel_is_moving_keys(heads: int, kv_heads: int, processors: int, num_keys: int) -> None:
+@pytest.mark.parametrize(
+    ("processors", "num_keys", "turns_queries"), [(1, 32, True), (8, 64, True), (1, 16, False), (8, 32, False)]
+)
+def test_the_kernel_is_moving_keys(
+    heads: int, kv_heads: int, processors: int, num_keys: int, turns_queries: bool
+) -> None:
     """In Triton's interpreter: its arithmetic, its masks and its merging, without a GPU."""
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET=1 runs kernels without a GPU")
     from npc_engine.inference.triton_attention import TritonBackend, Tuning
 
-    tuning = Tuning(num_rows=32, num_keys=num_keys, num_warps=4, num_stages=2, programs_per_processor=4)
+    tuning = Tuning(32, turns_queries, num_keys, num_warps=4, num_stages=2, programs_per_processor=4)
     backend = TritonBackend(ROPE, max_positions=4096, tuning=tuning)
     backend._num_processors = processors
     for wanted in (*([each] for each in EXAMPLES), EXAMPLES):
-        found, expected = run(backend, wanted, heads=heads, kv_heads=kv_heads)
+        found, expected = run(backend, wanted, heads=heads, kv_heads=kv_heads, page_tokens=32 if heads == 4 else 16)
         assert (found - expected).abs().max() < 1e-4
 
 
@@ -161,3 +166,16 @@ def test_what_is_stored_comes_back() -> None:
         loaded = memory.load(each, kv.num_tokens)
         assert torch.equal(loaded.k, kv.k)
         assert torch.equal(loaded.v, kv.v)
+
+
+def test_small_kernels_are_torchs() -> None:
+    """In Triton's interpreter: the gate, and RMSNorm as the decoder computes it elsewhere."""
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("TRITON_INTERPRET=1 runs kernels without a GPU")
+    from npc_engine.inference.triton_attention import rms_norm, silu_mul
+
+    x = torch.randn(5, 2 * 1100, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(silu_mul(x), F.silu(x[:, :1100]) * x[:, 1100:], atol=1e-6)
+    weight = torch.rand(2200)
+    assert torch.allclose(rms_norm(x, weight, 1e-5), F.rms_norm(x, (2200,), weight, 1e-5), atol=1e-5)
