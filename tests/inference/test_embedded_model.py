@@ -28,6 +28,10 @@ def test_config(checkpoint: Checkpoint) -> None:
     assert config.tie_word_embeddings
 
 
+def test_default_is_its_other_name(checkpoint: Checkpoint) -> None:
+    assert resolve("default", default_cache_dir()) == checkpoint
+
+
 def test_speaks_with_transformers(checkpoint: Checkpoint) -> None:
     """A greedy sentence, by our template pieces: q and k are in the right order, and the pieces are right."""
     tokenizer = Tokenizer(checkpoint.folder)
