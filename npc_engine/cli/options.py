@@ -21,8 +21,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A folder, a GGUF file, a hub id (org/name), medium (Qwen2.5-Coder-0.5B-Instruct from the hub), or default "
-        "(the embedded model).",
+        help="A folder, a GGUF file, a hub id (org/name), medium (Qwen2.5-Coder-0.5B-Instruct from the hub), or "
+        "default (the embedded model).",
         rich_help_panel="Model",
     ),
 ]

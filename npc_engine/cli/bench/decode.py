@@ -103,6 +103,7 @@ def _measure(
         store=None,
     )
     engine = InferenceEngine(network, cache, max_context_memory=max_context_memory, kind=kind)
+    engine.prepare(num_npcs)
     for i, layout in enumerate(layouts):
         engine.warm(i, WarmUp(layout, (), i, is_awaited=True))
     drain(engine)

@@ -83,6 +83,7 @@ def bench_load(
     for npc, layout in enumerate(layouts):
         engine.warm(npc, WarmUp(layout, (), npc, is_awaited=True))
     drain(engine)
+    engine.prepare(num_npcs)
     load = _Load(engine, source, layouts, final_tokens, reply_tokens)
     load.run(num_npcs * 2.0, 1.0)  # first uses of kernels
     rows = []
