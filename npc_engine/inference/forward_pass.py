@@ -173,7 +173,8 @@ class CudaGraphs:
                 run()
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may copy blocks from the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = run()
         torch.cuda.synchronize(self._device)
         return Recording(graph.replay, logits)
