@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
@@ -98,9 +99,10 @@ class Bridge:
 
         Raises:
             ConnectionLostError: the session is over.
+            RequestError: a field is wrong; nothing was sent.
         """
         overrides = messages.Sampling.of(sampling) if isinstance(sampling, SamplingParams) else sampling
-        request = messages.Say(id=self._take_id(), npc=npc, text=text, sampling=overrides)
+        request = _request(messages.Say, id=self._take_id(), npc=npc, text=text, sampling=overrides)
         speech = Speech(self, request.id)
         self._post(request)
         self._speeches[request.id] = speech
@@ -114,11 +116,11 @@ class Bridge:
 
     async def patch(self, operations: list[dict[str, Any]]) -> messages.Changed:
         """Change the world by a JSON Patch. Raises RequestError when it does not apply; nothing changed then."""
-        return await self._ask_for_change(messages.Patch(id=self._take_id(), operations=operations))
+        return await self._ask_for_change(_request(messages.Patch, id=self._take_id(), operations=operations))
 
     async def advance(self, minutes: int) -> messages.Changed:
         """Let game time pass."""
-        return await self._ask_for_change(messages.Advance(id=self._take_id(), minutes=minutes))
+        return await self._ask_for_change(_request(messages.Advance, id=self._take_id(), minutes=minutes))
 
     async def ping(self) -> None:
         """Return when the server has answered."""
@@ -309,3 +311,15 @@ def _merge(old: messages.WorldChanged, new: messages.WorldChanged) -> messages.W
         entities=tuple(dict.fromkeys((*old.entities, *new.entities))),
         num_changed_blocks=old.num_changed_blocks + new.num_changed_blocks,
     )
+
+
+M = TypeVar("M", bound=messages.Message)
+
+
+def _request(kind: type[M], **fields: Any) -> M:
+    """A message to be sent. What the server would refuse is refused here, in its words."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        name = kind.model_fields["type"].default
+        raise RequestError(messages.ErrorCode.BAD_MESSAGE, f"{name}: {messages.explain(error)}") from None

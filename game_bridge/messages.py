@@ -358,7 +358,7 @@ def _parse(fields: Mapping[str, Any], known: Mapping[str, type[M]]) -> M:
     try:
         return known[name].model_validate(fields)
     except ValidationError as error:
-        raise DecodeError(ErrorCode.BAD_MESSAGE, f"{name}: {_explain(error)}", request_id) from None
+        raise DecodeError(ErrorCode.BAD_MESSAGE, f"{name}: {explain(error)}", request_id) from None
 
 
 def _request_id(fields: Mapping[str, Any]) -> int | None:
@@ -367,7 +367,8 @@ def _request_id(fields: Mapping[str, Any]) -> int | None:
     return value if is_id else None  # type: ignore[return-value]
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """Which fields are wrong, and why, on one line."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     shown = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems[:3]]
     more = len(problems) - len(shown)

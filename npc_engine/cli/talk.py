@@ -136,8 +136,10 @@ class Talk:
 
     async def save(self, name: str) -> None:
         """Save the game."""
+        earlier = next((info for info in await self.engine.saves() if info.name == name), None)
         info = await self.engine.save(name)
-        self._console.print(Text(f"saved {info.name!r} at tick {info.tick}, {info.num_bytes:,} bytes"))
+        instead = f", in place of the one of tick {earlier.tick}" if earlier is not None else ""
+        self._console.print(Text(f"saved {info.name!r} at tick {info.tick}, {info.num_bytes:,} bytes{instead}"))
 
     async def load(self, name: str) -> None:
         """Go on from a save."""

@@ -93,6 +93,16 @@ async def test_two_replies_at_once_do_not_mix(subprotocol: str) -> None:
         assert "".join([delta.text async for delta in second]) == "ABC"
 
 
+async def test_the_client_refuses_what_a_server_would() -> None:
+    """One line that names the field; nothing is sent, and the session goes on."""
+    async with serving(ScriptedEngine()) as server, connect(server.url) as bridge:
+        with pytest.raises(RequestError, match=r"^patch: operations: List should have at least 1 item"):
+            await bridge.patch([])
+        with pytest.raises(RequestError, match=r"^advance: minutes: Input should be greater than or equal to 1"):
+            await bridge.advance(0)
+        await bridge.ping()
+
+
 async def test_cancel_in_mid_reply() -> None:
     """The stream ends, the result says what was spoken so far, and the session goes on."""
     engine = ScriptedEngine(script={})
@@ -151,7 +161,7 @@ async def test_server_errors_raise_and_the_session_goes_on() -> None:
         with pytest.raises(RequestError, match="does not apply") as caught:
             await bridge.patch([{"op": "replace", "path": "nowhere", "value": 1}])
         assert caught.value.code == "bad_patch"
-        with pytest.raises(ValueError, match="minutes"):
+        with pytest.raises(RequestError, match="minutes"):
             await bridge.advance(0)
         await bridge.ping()
 
