@@ -101,8 +101,7 @@ class Bridge:
             ConnectionLostError: the session is over.
             RequestError: a field is wrong; nothing was sent.
         """
-        overrides = messages.Sampling.of(sampling) if isinstance(sampling, SamplingParams) else sampling
-        request = _request(messages.Say, id=self._take_id(), npc=npc, text=text, sampling=overrides)
+        request = _request(messages.Say, id=self._take_id(), npc=npc, text=text, sampling=_overrides(sampling))
         speech = Speech(self, request.id)
         self._post(request)
         self._speeches[request.id] = speech
@@ -119,7 +118,7 @@ class Bridge:
         return await self._ask_for_change(_request(messages.Patch, id=self._take_id(), operations=operations))
 
     async def advance(self, minutes: int) -> messages.Changed:
-        """Let game time pass."""
+        """Let game time pass. Raises RequestError for a number of minutes that the protocol does not have."""
         return await self._ask_for_change(_request(messages.Advance, id=self._take_id(), minutes=minutes))
 
     async def ping(self) -> None:
@@ -321,5 +320,17 @@ def _request(kind: type[M], **fields: Any) -> M:
     try:
         return kind(**fields)
     except ValidationError as error:
-        name = kind.model_fields["type"].default
-        raise RequestError(messages.ErrorCode.BAD_MESSAGE, f"{name}: {messages.explain(error)}") from None
+        raise _refusal(kind.model_fields["type"].default, error) from None
+
+
+def _overrides(sampling: messages.Sampling | SamplingParams | None) -> messages.Sampling | None:
+    if not isinstance(sampling, SamplingParams):
+        return sampling
+    try:
+        return messages.Sampling.of(sampling)
+    except ValidationError as error:
+        raise _refusal("say: sampling", error) from None
+
+
+def _refusal(what: str, error: ValidationError) -> RequestError:
+    return RequestError(messages.ErrorCode.BAD_MESSAGE, f"{what}: {messages.explain(error)}")

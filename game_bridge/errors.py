@@ -46,7 +46,10 @@ class ConnectError(BridgeError):
 
 
 class RequestError(BridgeError):
-    """The server answered a request with an error; the session goes on. `code` tells what a program can do about it."""
+    """A request was refused, by the server or on the way to it; the session goes on.
+
+    `code` tells what a program can do about it.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -162,7 +162,11 @@ class BlockCache:
         for block_id in evicted:
             self.memory.remove(block_id)
         self._num_evicted += len(evicted)
-        self.memory.insert(block.id, kv)
+        try:
+            self.memory.insert(block.id, kv)
+        except BlockMemoryError:  # pages can run out before bytes do
+            self._pool.free(block.id)
+            raise
         self._pool.commit(block.id)
         if block.id in self._pinned:
             self._pool.pin(block.id)

@@ -73,9 +73,6 @@ class PagedKV:
     def num_pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_tokens)
 
-    def num_bytes_of(self, pages: Sequence[int]) -> int:
-        return self.shape.num_bytes(len(pages) * self.page_tokens)
-
     # ── cached blocks ────────────────────────────────────────────────────────────────────────────────────────
 
     def num_bytes_for(self, num_tokens: int) -> int:

@@ -69,11 +69,6 @@ class BatchAttention:
         )
         return torch.cat([context.attend(layer, *qkv) for context, *qkv in rows])
 
-    def advance(self) -> None:
-        """Call after the last layer."""
-        for context, num_tokens in zip(self._contexts, self._num_tokens, strict=True):
-            context.advance(num_tokens)
-
 
 def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     """Softmax attention over segments, normalized over all of them together.

@@ -9,7 +9,7 @@ import torch
 
 from npc_engine.blocks import BlockCache, BlockKV, BlockStore, Layout
 from npc_engine.blocks.pages import PagedKV
-from npc_engine.errors import ModelError
+from npc_engine.errors import BlockMemoryError, ModelError
 from npc_engine.inference.attention import BatchAttention, Context
 from npc_engine.inference.context import AssembledContext, SegmentedContext
 from npc_engine.inference.context_policy import ContextPolicy
@@ -28,6 +28,7 @@ from npc_engine.inference.paged_context import PagedContext
 from npc_engine.inference.rope import RotaryTable
 
 _PAGE_TOKENS: Final = 32
+_MAX_ENCODING_TOKENS: Final = 8192
 
 
 class EncodingContext(NewTokens, Protocol):
@@ -99,8 +100,6 @@ class AssembledContexts:
 class PagedContexts:
     """A :class:`ContextKind`: :class:`~npc_engine.inference.paged_context.PagedContext`."""
 
-    max_encoding_tokens = 8192
-
     def __init__(self, cache: BlockCache, memory: PagedKV, rope: RotaryTable, backend: PagedBackend) -> None:
         self._cache = cache
         self._rope = rope
@@ -114,12 +113,21 @@ class PagedContexts:
     def page_tokens(self) -> int:
         return self.memory.page_tokens
 
+    @property
+    def max_encoding_tokens(self) -> int:
+        # Encoded blocks are copied into the cache's pages, and short ones fill a page with half a page of tokens.
+        return min(_MAX_ENCODING_TOKENS, self.memory.pool.num_free * self.page_tokens // 4)
+
     def create(self) -> PagedContext:
         return PagedContext(self._cache, self.memory, self._rope.inv_freq)
 
     def encoding_context(self, parents: Layout, num_tokens: int) -> PagedContext:
         context = self.create()
-        context.place(parents, self._cache.get, room=num_tokens)
+        try:
+            context.place(parents, self._cache.get, room=num_tokens)
+        except BlockMemoryError:
+            context.close()
+            raise
         return context
 
     def pages_of(self, context: NewTokens, num_tokens: int) -> SequencePages:
@@ -134,6 +142,11 @@ class PagedContexts:
     def forward_pass(self, decoder: Decoder) -> ForwardPass:
         is_captured = decoder.device.type == "cuda" and not isinstance(self.backend, ReferenceBackend)
         return BucketedPass(decoder, self, CudaGraphs(decoder.device)) if is_captured else EagerPass(decoder, self)
+
+
+def resolve_attention(attention: str) -> str:
+    """What ``auto`` stands for: buffers, until the tests of the kernels have passed on a GPU."""
+    return "buffers" if attention == "auto" else attention
 
 
 def open_memory(
@@ -152,7 +165,7 @@ def open_memory(
     Raises :class:`ModelError` for a kernel that can't run here.
     """
     device, shape = model.decoder.device, model.kv_shape
-    if attention in ("auto", "buffers") or policy.relink is not None or policy.weighting is not None:
+    if resolve_attention(attention) == "buffers" or policy.relink is not None or policy.weighting is not None:
         cache = BlockCache(shape, device, max_bytes=max_block_memory, store=store)
         return cache, AssembledContexts(cache, model.rope, device, policy)
     backend = _backend(attention, model)

@@ -44,7 +44,7 @@ class Decoder:
         return F.embedding(token_ids, self.weights.embedding)
 
     def layer(self, index: int, hidden: Tensor, attention: Attention) -> Tensor:
-        """One layer: [tokens, hidden] → [tokens, hidden]."""
+        """One layer: [tokens, hidden] → [tokens, hidden]. The argument may be overwritten."""
         layer, config = self.weights.layers[index], self.config
         qkv = layer.qkv(self._norm(hidden, layer.input_norm)).unflatten(-1, (-1, config.head_dim))
         qk, v = qkv.split([config.num_heads + config.num_kv_heads, config.num_kv_heads], dim=1)

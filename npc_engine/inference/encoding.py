@@ -103,6 +103,14 @@ class EncodingQueue:
             self._cache.release(parents.values())
             raise
 
+    def abandon(self) -> bool:
+        """Give up all jobs that have begun, and what they hold. False if there are none."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.close()
+            self._cache.release(job.parents)
+        return bool(jobs)
+
     def advance(self) -> None:
         """Run one layer of the most urgent job; after the last one its blocks are cached.
 

@@ -185,7 +185,7 @@ class InferenceEngine:
             return self._prefill(sequence)
         except BlockMemoryError as error:
             # Warm-ups and idle conversations hold memory, too. Somebody who speaks needs it more.
-            if self._contexts.drop_oldest():
+            if self._contexts.drop_oldest() or self._encoding.abandon():
                 return []
             return self._give_up_warming() or self._fail(sequence, error)
         except ContextOverflowError as error:
@@ -255,7 +255,7 @@ class InferenceEngine:
         """Feed a recorded reply back in one pass."""
         token_ids = (*sequence.tail, *forced[:-1])
         logits = self._forward([sequence.context], [token_ids], num_rows=len(forced))
-        sequence.forced_logits = logits
+        sequence.forced_logits = logits.clone()  # the next pass may overwrite them
         sequence.margins = Sampler(sequence.request.sampling, sequence.request.seed).margins(logits, forced)
         sequence.sampled_token_ids = list(forced)
         return self._finish(sequence, sequence.finish_reason() or FinishReason.CANCELLED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from torch import Tensor
 
@@ -30,8 +31,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @cache
 def _kernels() -> ModuleType | None:
+    """None where Triton is missing, or can't compile: that needs a C compiler, and a GPU that it knows."""
     try:
         from npc_engine.inference import triton_attention
-    except ImportError:
+
+        triton_attention.silu_mul(torch.zeros(1, 2, device="cuda"))
+    except Exception:
         return None
     return triton_attention

@@ -38,12 +38,10 @@ class Sampler:
             self._remember(token_id)
         return tuple(margins)
 
-    def _draw(self, logits: Tensor) -> int:
-        """logits: [vocab], with penalties."""
-        params = self._params
-        probabilities = (logits / params.temperature).softmax(dim=-1).cpu()
-        probabilities = _keep_min_p(probabilities, params.min_p)
-        probabilities = _keep_top_p(probabilities, params.top_p)
+    def _draw(self, probabilities: Tensor) -> int:
+        """probabilities: [vocab], on the CPU."""
+        probabilities = _keep_min_p(probabilities, self._params.min_p)
+        probabilities = _keep_top_p(probabilities, self._params.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
     def _remember(self, token_id: int) -> None:
@@ -55,13 +53,25 @@ class Sampler:
 
 
 def sample_all(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
-    """The next token of each reply; the device is waited for once. logits: [replies, vocab], float32; not modified."""
+    """The next token of each reply. logits: [replies, vocab], float32; not modified.
+
+    The device is waited for once for all that are greedy, and once for the others.
+    """
     logits = _penalize(samplers, logits)
-    best = logits.argmax(dim=-1).tolist() if any(sampler.is_greedy for sampler in samplers) else []
-    token_ids = []
-    for i, sampler in enumerate(samplers):
-        token_ids.append(best[i] if sampler.is_greedy else sampler._draw(logits[i]))
-        sampler._remember(token_ids[i])
+    token_ids = [0] * len(samplers)
+    greedy = [i for i, sampler in enumerate(samplers) if sampler.is_greedy]
+    others = [i for i, sampler in enumerate(samplers) if not sampler.is_greedy]
+    if greedy:
+        best = logits.argmax(dim=-1).tolist()
+        for i in greedy:
+            token_ids[i] = best[i]
+    if others:
+        temperatures = torch.tensor([samplers[i]._params.temperature for i in others], dtype=logits.dtype)
+        scaled = logits[others] / temperatures.to(logits.device)[:, None]
+        for i, row in zip(others, scaled.softmax(dim=-1).cpu(), strict=True):
+            token_ids[i] = samplers[i]._draw(row)
+    for sampler, token_id in zip(samplers, token_ids, strict=True):
+        sampler._remember(token_id)
     return token_ids
 
 

@@ -6,6 +6,7 @@ needs: where a reply begins, some heads of the middle layers are to look there a
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -44,8 +45,8 @@ class Retrieval:
     def watch(self, module: nn.Module, query: Tensor, keys: Tensor, scaling: float) -> None:
         """query: [rows, heads, tokens, head_dim]; keys: [rows, slots, kv_heads, head_dim], moved."""
         layer: Any = module
-        share = layer.layer_idx / layer.config.num_hidden_layers
-        if not _FIRST_LAYER <= share < _LAST_LAYER or layer.layer_idx % _EVERY:
+        first, last = (math.ceil(share * layer.config.num_hidden_layers) for share in (_FIRST_LAYER, _LAST_LAYER))
+        if layer.layer_idx not in range(first, last, _EVERY):
             return
         # Scores of all lookups against all slots are large, and quickly computed again.
         self._layers.append(checkpoint(self._missed, query, keys, scaling, use_reentrant=False))

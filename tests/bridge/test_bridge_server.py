@@ -100,6 +100,8 @@ async def test_the_client_refuses_what_a_server_would() -> None:
             await bridge.patch([])
         with pytest.raises(RequestError, match=r"^advance: minutes: Input should be greater than or equal to 1"):
             await bridge.advance(0)
+        with pytest.raises(RequestError, match=r"^say: sampling: temperature"):
+            bridge.say("mira", "hi", sampling=SamplingParams(temperature=6))
         await bridge.ping()
 
 
@@ -163,6 +165,8 @@ async def test_server_errors_raise_and_the_session_goes_on() -> None:
         assert caught.value.code == "bad_patch"
         with pytest.raises(RequestError, match="minutes"):
             await bridge.advance(0)
+        with pytest.raises(RequestError, match=r"^say: sampling: temperature"):
+            bridge.say("mira", "hi", sampling=SamplingParams(temperature=6))
         await bridge.ping()
 
 

@@ -47,9 +47,30 @@ def test_decode_counts_shared_blocks_once(attention: str) -> None:
     assert one["kv_mb"] < two["kv_mb"] < two["kv_mb_unshared"]
 
 
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_tick_and_load_measure(attention: str) -> None:
+    """What was asked for, and the attention that it was measured with."""
+    options = ("--config", "tiny", "--attention", attention)
+    tick = run("tick", *options, "--blocks", "12", "--changed", "3", "--rounds", "2")
+    assert tick["attention"] == ("buffers" if attention == "auto" else attention)
+    assert (tick["num_blocks"], tick["num_changed"], tick["context_tokens"]) == (12, 3, 12 * 20 + 32)
+    assert min(float(str(tick[name])) for name in ("decision_ms", "full_ms", "encode_ms", "dense_ms")) > 0
+    sizes = ("--npcs", "3", "--context-tokens", "200", "--shared-tokens", "100", "--tokens", "4", "--block-tokens", "9")
+    load = run("load", *options, *sizes, "--rates", "20,40", "--seconds", "0.5")
+    rows = load["rows"]
+    assert isinstance(rows, list)
+    for row in rows:
+        assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"] <= row["ttft_p99_ms"]
+        assert row["num_utterances"] >= 1
+    assert (load["kv_mb"] == load["kv_mb_unshared"]) == (attention == "auto")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("tick", "--changed", "9", "--blocks", "8"), "--changed 9: there are 8 blocks (--blocks)"),
+        (("load", "--rates", "0"), "--rates have to be at least 1"),
+        (("tick", "--config", "smollm2-135m", "--blocks", "9", "--block-tokens", "1000", "--rounds", "1"), "has 8192"),
         (("ttft", "--config", "huge"), "--config 'huge' is unknown; there are llama-3.1-8b"),
         (("ttft", "--lengths", "1,x"), "--lengths 1,x: numbers are expected, as in 0,512,4096"),
         (("decode", "--npcs", "0"), "--npcs has to be at least 1"),

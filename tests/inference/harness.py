@@ -70,7 +70,7 @@ class Harness:
         """Compute these tokens behind a context. Returns their logits: [tokens, vocab]."""
         attention = BatchAttention(self.rope, [context], [len(token_ids)])
         hidden = self.decoder.forward(torch.tensor(list(token_ids)), attention)
-        attention.advance()
+        context.advance(len(token_ids))
         return self.decoder.logits(hidden)
 
     def logits(self, blocks: Sequence[Block], final: Sequence[int], *, way: str = "assembled") -> Tensor:

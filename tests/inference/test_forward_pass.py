@@ -12,7 +12,9 @@ from torch import Tensor
 
 from npc_engine.blocks import Block, BlockCache, KVShape, Layout
 from npc_engine.blocks.pages import PagedKV
-from npc_engine.inference import Network
+from npc_engine.config import SamplingParams
+from npc_engine.errors import BlockMemoryError
+from npc_engine.inference import FinishedOutput, GenerationRequest, InferenceEngine, Network
 from npc_engine.inference.context_kind import PagedContexts
 from npc_engine.inference.encoding import EncodingJob
 from npc_engine.inference.forward_pass import BucketedPass, EagerPass, Recording, bucket_for
@@ -75,6 +77,7 @@ def test_a_recording_is_the_pass(
 ) -> None:
     """A final block each, one after the other, then decoding together; padding disturbs nobody."""
     stage = Stage(network)
+    num_free = stage.memory.pool.num_free
     bucketed = BucketedPass(network.decoder, stage.kind, plain)
     eager = EagerPass(network.decoder, stage.kind)
     ours = [stage.context(layout) for layout in layouts]
@@ -90,6 +93,7 @@ def test_a_recording_is_the_pass(
     for context in (*ours, *theirs):
         context.close()
     stage.memory.pool.check_integrity()
+    assert stage.memory.pool.num_free == num_free
 
 
 def test_a_shape_is_recorded_once(network: Network) -> None:
@@ -129,3 +133,53 @@ def test_buckets(lengths: list[int], expected: tuple[int, int] | None) -> None:
     """The next larger one; none for what is too large, or mixed."""
     shape = bucket_for(lengths)
     assert (None if shape is None else shape[:2]) == expected
+
+
+def test_what_does_not_fit_leaves_nothing_held(network: Network) -> None:
+    """An encoding that runs out of pages gives back its own, and its references to parents."""
+    stage = Stage(network)
+    header = stage.blocks[0]
+    num_free = stage.memory.pool.num_free
+    blocks = [Block.behind(network.identity, (header,), range(10 + i, 300 + i)) for i in range(40)]
+    with pytest.raises(BlockMemoryError):
+        EncodingJob(network.decoder, stage.kind, blocks, {header.id: header})
+    assert stage.memory.pool.num_free == num_free
+    assert stage.cache._pool.ref_count(header.id) == 0
+
+
+def test_waves_get_smaller_with_the_room(network: Network) -> None:
+    """Blocks that are encoded together have to fit twice: while they are computed, and as a copy."""
+    stage = Stage(network)
+    before = stage.kind.max_encoding_tokens
+    stage.memory.pool.allocate(200)
+    assert stage.kind.max_encoding_tokens < before <= 400 * 16 // 4
+
+
+def test_forced_logits_outlive_the_next_pass(network: Network) -> None:
+    """Two forced replies of one token: each keeps its own."""
+    stage = Stage(network)
+    engine = InferenceEngine(network, stage.cache, max_context_memory=1 << 24, kind=stage.kind)
+    engine._forward = BucketedPass(network.decoder, stage.kind, plain)
+    kept = []
+    for number, final in enumerate(([5, 6, 7], [9, 8, 4])):
+        engine.submit(
+            GenerationRequest(
+                request_id=number,
+                conversation=number,
+                blocks=tuple(stage.blocks[:2]),
+                turns=(),
+                final_token_ids=tuple(final),
+                sampling=SamplingParams(),
+                seed=0,
+                stop_ids=frozenset(),
+                forced_token_ids=(11,),
+            )
+        )
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        (finished,) = (output for output in outputs if isinstance(output, FinishedOutput))
+        assert finished.forced_logits is not None
+        kept.append((finished.forced_logits, finished.forced_logits.clone()))
+    assert all(torch.equal(now, then) for now, then in kept)
+    assert not torch.equal(kept[0][0], kept[1][0])

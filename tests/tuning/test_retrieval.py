@@ -97,6 +97,20 @@ def test_both_modes_seek_the_same_tokens(builder: EpisodeBuilder) -> None:
     assert [len(sources) for sources in full] == [1] * 3 + [2] * 3
 
 
+@pytest.mark.parametrize("num_layers", [2, 3, 4, 6, 7, 24, 30])
+def test_every_depth_is_watched(builder: EpisodeBuilder, num_layers: int) -> None:
+    """Some layer in the middle, whatever the model."""
+    retrieval = Retrieval.of(batch_of(builder, Sample(TURNS, 3)))
+    assert retrieval is not None
+    rows, num_slots = len(retrieval._columns), retrieval._among.shape[-1]
+    num_tokens = int(retrieval._columns.max()) + 1
+    for index in range(num_layers):
+        module = layer(index)
+        module.config = SimpleNamespace(num_hidden_layers=num_layers)  # type: ignore[assignment]
+        retrieval.watch(module, torch.zeros(rows, 2, num_tokens, 8), torch.zeros(rows, num_slots, 1, 8), 1.0)
+    assert torch.isfinite(retrieval.loss())
+
+
 def test_layers_at_the_ends_are_left_alone(builder: EpisodeBuilder) -> None:
     """They read words and write the reply."""
     retrieval = Retrieval.of(batch_of(builder, Sample(TURNS, 3)))

@@ -178,6 +178,8 @@ def tick(
     from npc_engine.cli.bench.tick import bench_tick
 
     config = options.config()
+    if changed > blocks:
+        raise ConfigError(f"--changed {changed}: there are {blocks} blocks (--blocks)")
     screen = console(stderr=True)
     network = _network(shape, config, screen)
     with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of
+from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of, step
 from npc_engine.inference import InferenceEngine, Network, TokenOutput, WarmUp, open_memory
 from npc_engine.inference.device import device_name
 
@@ -112,7 +112,7 @@ def _measure(
     steps_ms: list[float] = []
     while engine.has_work:
         start_s = time.perf_counter()
-        outputs = engine.step()
+        outputs = step(engine)
         if sum(isinstance(output, TokenOutput) for output in outputs) == num_npcs and len(outputs) >= num_npcs:
             steps_ms.append((time.perf_counter() - start_s) * 1000)
     engine.close()

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of
+from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of, step
 from npc_engine.inference import FinishedOutput, InferenceEngine, Network, TokenOutput, WarmUp, open_memory
+from npc_engine.inference.context_kind import resolve_attention
 from npc_engine.inference.device import device_name
 
 
@@ -33,7 +34,7 @@ class LoadRow:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """`kv_gb`: keys and values of all contexts as they are, the world once; `kv_gb_unshared`: if each had its own."""
+    """`kv_mb`: keys and values of all contexts, in pages the world once; `kv_mb_unshared`: if each had its own."""
 
     model: str
     device: str
@@ -44,8 +45,8 @@ class LoadResult:
     shared_tokens: int
     reply_tokens: int
     seconds: float
-    kv_gb: float
-    kv_gb_unshared: float
+    kv_mb: float
+    kv_mb_unshared: float
     rows: tuple[LoadRow, ...]
 
 
@@ -64,18 +65,21 @@ def bench_load(
     on_row: Callable[[float], None] = lambda rate: None,
 ) -> LoadResult:
     """Measure every rate for so many seconds of arrivals. `on_row` is called before each."""
+    attention = resolve_attention(attention)
     source = RandomBlocks(network, seed=num_npcs)
     world = (source.header, *source.blocks(shared_tokens, block_tokens))
     layouts = [(*world, *source.blocks(context_tokens - shared_tokens, block_tokens)) for _ in range(num_npcs)]
     per_token = network.kv_shape.num_bytes_per_token
-    num_shared = num_tokens_of({block.id: block for layout in layouts for block in layout}.values())
+    distinct = {block.id: block for layout in layouts for block in layout}
+    num_shared = num_tokens_of(distinct.values())
     num_unshared = sum(num_tokens_of(layout) for layout in layouts)
     room = num_npcs * (final_tokens + reply_tokens + 512)
-    own = (num_unshared if attention == "buffers" else 0) + 2 * room
+    is_copied = attention == "buffers"
+    own = (num_unshared if is_copied else 0) + 2 * room
     cache, kind = open_memory(
         network,
         attention,
-        max_block_memory=2 * (num_shared + room) * per_token,
+        max_block_memory=(2 * (num_shared + room) + 64 * len(distinct)) * per_token,  # pages round up
         max_context_memory=own * per_token,
         store=None,
     )
@@ -101,8 +105,8 @@ def bench_load(
         shared_tokens=shared_tokens,
         reply_tokens=reply_tokens,
         seconds=seconds,
-        kv_gb=num_shared * per_token / 1e9,
-        kv_gb_unshared=num_unshared * per_token / 1e9,
+        kv_mb=(num_unshared if is_copied else num_shared) * per_token / 2**20,
+        kv_mb_unshared=num_unshared * per_token / 2**20,
         rows=tuple(rows),
     )
 
@@ -146,7 +150,7 @@ class _Load:
                 num_next += 1
             if not self._engine.has_work:
                 continue  # nobody speaks yet
-            outputs = self._engine.step()
+            outputs = step(self._engine)
             now = time.perf_counter() - start_s
             num_steps += 1
             num_talking += len(asked)

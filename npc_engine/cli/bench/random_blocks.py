@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 
 from npc_engine.blocks import Block
 from npc_engine.config import SamplingParams
-from npc_engine.inference import GenerationRequest, InferenceEngine, Network, TokenOutput
+from npc_engine.inference import FailedOutput, GenerationRequest, InferenceEngine, Network, Output, TokenOutput
 
 _HEADER_TOKENS = 32
 
@@ -49,15 +49,24 @@ class RandomBlocks:
         )
 
 
+def step(engine: InferenceEngine) -> list[Output]:
+    """One step. Raises what a request failed with."""
+    outputs = engine.step()
+    for output in outputs:
+        if isinstance(output, FailedOutput):
+            raise output.error
+    return outputs
+
+
 def drain(engine: InferenceEngine) -> None:
     """Step until nothing is left to do."""
     while engine.has_work:
-        engine.step()
+        step(engine)
 
 
 def step_to_first_token(engine: InferenceEngine) -> None:
     """Step until somebody says something."""
-    while not any(isinstance(output, TokenOutput) for output in engine.step()):
+    while not any(isinstance(output, TokenOutput) for output in step(engine)):
         pass
 
 

@@ -77,7 +77,7 @@ def show_tick(result: TickResult, screen: Console) -> None:
     table.add_row(f"{what} ({result.context_tokens:,} tokens)", f"{result.decision_ms:.1f}")
     table.add_row("the same, p95", f"{result.decision_p95_ms:.1f}")
     table.add_row("the whole prompt, full attention", f"{result.full_ms:.1f}")
-    table.add_row("32 changed blocks of 128 tokens, encoded together", f"{result.encode_ms:.1f}")
+    table.add_row("32 changed blocks of 128 tokens, encoded as one change", f"{result.encode_ms:.1f}")
     table.add_row(f"as many tokens, dense ({result.encode_ratio:.2f} ×)", f"{result.dense_ms:.1f}")
     screen.print(table)
     screen.print(f"medians of {result.num_rounds}")
@@ -94,6 +94,6 @@ def show_load(result: LoadResult, screen: Console) -> None:
     screen.print(table)
     screen.print(
         f"{result.num_npcs} NPCs, {result.context_tokens:,} tokens of context each, {result.shared_tokens:,} shared by "
-        f"all, replies of {result.reply_tokens} tokens; keys and values {result.kv_gb:.2f} GB, unshared "
-        f"{result.kv_gb_unshared:.2f} GB"
+        f"all, replies of {result.reply_tokens} tokens; keys and values {result.kv_mb:,.0f} MiB, unshared "
+        f"{result.kv_mb_unshared:,.0f} MiB"
     )

@@ -1,8 +1,9 @@
 """The world moves on: how long from a tick's changes to an NPC's first token?
 
 Regime: one NPC with many blocks of random ids (the paper's Appendix A has 300), all of them cached. In every round some
-of them are replaced, and a question is asked at once: the changed blocks are encoded, in one packed batch, and then the
-final block. Beside it, in the same run, the whole prompt with full attention.
+of them are replaced, and a question is asked at once: the changed blocks are encoded, packed together (1,024 tokens at
+a time in buffers, 8,192 in pages), and then the final block. Beside it, in the same run, the whole prompt with full
+attention.
 
 Then the encoding alone: so many changed blocks together, against a dense prefill of as many tokens.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of, step_to_first_token
 from npc_engine.inference import InferenceEngine, Network, WarmUp, open_memory
+from npc_engine.inference.context_kind import resolve_attention
 from npc_engine.inference.device import device_name, synchronize
 
 _NUM_WARM_UPS = 2
@@ -57,6 +59,7 @@ def bench_tick(
     on_round: Callable[[int], None] = lambda number: None,
 ) -> TickResult:
     """Measure. `on_round` is called before each round."""
+    attention = resolve_attention(attention)
     device = network.decoder.device
     source = RandomBlocks(network, seed=num_blocks)
     blocks = list(source.blocks(num_blocks * block_tokens, block_tokens))

@@ -22,16 +22,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from npc_engine.blocks import Block
+from npc_engine.cli.bench.random_blocks import drain, step_to_first_token
 from npc_engine.config import SamplingParams
-from npc_engine.inference import (
-    FinishedOutput,
-    GenerationRequest,
-    InferenceEngine,
-    Network,
-    TokenOutput,
-    WarmUp,
-    open_memory,
-)
+from npc_engine.inference import GenerationRequest, InferenceEngine, Network, WarmUp, open_memory
 from npc_engine.inference.device import copy_bandwidth, device_name, synchronize
 
 _HEADER_TOKENS = 32
@@ -150,10 +143,10 @@ class _Bench:
         self.blocks = self._blocks(texts, is_chain=False)
         self._chain = self._blocks(texts, is_chain=True)
         self._engine.warm("npc", WarmUp(self.blocks, (), "npc", is_awaited=True))
-        self._drain(self._engine)
+        drain(self._engine)
         for blocks in (self.blocks, self._chain):
             self._copying.warm("npc", WarmUp(blocks))
-            self._drain(self._copying)
+            drain(self._copying)
 
     def prepare(self) -> float:
         return self._engine.prepare(1)
@@ -198,10 +191,9 @@ class _Bench:
         synchronize(self._network.decoder.device)
         start_s = time.perf_counter()
         engine.submit(request)
-        while not any(isinstance(output, TokenOutput | FinishedOutput) for output in engine.step()):
-            pass
+        step_to_first_token(engine)
         elapsed_s = time.perf_counter() - start_s
-        self._drain(engine)
+        drain(engine)
         return elapsed_s * 1000
 
     def _ask_prefix(self, number: int) -> float:
@@ -209,7 +201,7 @@ class _Bench:
         kept = self._chain[:-1]
         conversation = f"prefix {number}"
         self._copying.warm(conversation, WarmUp(kept, (), conversation, is_awaited=True))
-        self._drain(self._copying)
+        drain(self._copying)
         last = self._block(self._tokens(self._chain[-1].num_tokens), *kept)
         return self._ask(self._copying, (*kept, last), conversation)
 
@@ -246,11 +238,6 @@ class _Bench:
 
     def _tokens(self, number: int) -> tuple[int, ...]:
         return tuple(self._rng.randrange(3, self._network.config.vocab_size) for _ in range(number))
-
-    @staticmethod
-    def _drain(engine: InferenceEngine) -> None:
-        while engine.has_work:
-            engine.step()
 
 
 def _gflop(network: Network, num_weights: int, num_tokens: int, num_before: int) -> float:
