@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
+from npc_engine.cli.bench.random_blocks import drain, step_to_first_token
 from npc_engine.cli.main import app
+from npc_engine.errors import ContextOverflowError
+from npc_engine.inference import FailedOutput, InferenceEngine, Output
 
 
 def run(*arguments: str) -> dict[str, object]:
@@ -70,7 +74,6 @@ def test_tick_and_load_measure(attention: str) -> None:
     [
         (("tick", "--changed", "9", "--blocks", "8"), "--changed 9: there are 8 blocks (--blocks)"),
         (("load", "--rates", "0"), "--rates have to be at least 1"),
-        (("tick", "--config", "smollm2-135m", "--blocks", "9", "--block-tokens", "1000", "--rounds", "1"), "has 8192"),
         (("ttft", "--config", "huge"), "--config 'huge' is unknown; there are llama-3.1-8b"),
         (("ttft", "--lengths", "1,x"), "--lengths 1,x: numbers are expected, as in 0,512,4096"),
         (("decode", "--npcs", "0"), "--npcs has to be at least 1"),
@@ -84,3 +87,17 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], expected: str) -> Non
     result = CliRunner().invoke(app, ["bench", *arguments])
     assert result.exit_code != 0
     assert expected in " ".join(f"{result.output} {result.exception or ''}".split())
+
+
+def test_a_request_that_fails_ends_a_measurement() -> None:
+    """Its error is raised; nobody waits for a token that never comes."""
+
+    class Failing:
+        has_work = True
+
+        def step(self) -> list[Output]:
+            return [FailedOutput(1, ContextOverflowError("too long"))]
+
+    for function in (drain, step_to_first_token):
+        with pytest.raises(ContextOverflowError, match="too long"):
+            function(cast(InferenceEngine, Failing()))
