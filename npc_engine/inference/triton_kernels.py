@@ -53,6 +53,23 @@ def rotate_and_store_kernel(
 
 
 @triton.jit
+def attend_to(q_low, q_high, k_low, k_high, values, is_seen, scale, largest, total, out):
+    """Some more keys: the largest score, the sum of weights and the weighted values of each row, with them.
+
+    Every row sees one of the first keys that it is given, so its largest score is finite from then on.
+    """
+    scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
+    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
+    scores = tl.where(is_seen, scores, float("-inf"))
+    larger = tl.maximum(largest, tl.max(scores, 1))
+    weights = tl.exp2(scores * scale - (larger * scale)[:, None])
+    shrink = tl.exp2((largest - larger) * scale)
+    total = total * shrink + tl.sum(weights, 1)
+    out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+    return larger, total, out
+
+
+@triton.jit
 def attend_part_kernel(
     q_ptr,
     k_ptr,
@@ -147,15 +164,9 @@ def attend_part_kernel(
                     k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
                     k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
                     values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
-                    scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-                    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
-                    scores = tl.where(is_key[None, :], scores, float("-inf"))
-                    larger = tl.maximum(largest, tl.max(scores, 1))
-                    weights = tl.exp2(scores * scale - (larger * scale)[:, None])
-                    shrink = tl.exp2((largest - larger) * scale)
-                    total = total * shrink + tl.sum(weights, 1)
-                    out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-                    largest = larger
+                    largest, total, out = attend_to(
+                        q_low, q_high, k_low, k_high, values, is_key[None, :], scale, largest, total, out
+                    )
 
         q_low = tl.load(q_low_ptr, mask=is_row[:, None], other=0.0)
         q_high = tl.load(q_low_ptr + HALF, mask=is_row[:, None], other=0.0)
@@ -175,15 +186,9 @@ def attend_part_kernel(
                 values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
                 k_low = (low * cos - high * sin).to(low.dtype)
                 k_high = (high * cos + low * sin).to(low.dtype)
-                scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-                scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
-                scores = tl.where(is_key[None, :], scores, float("-inf"))
-                larger = tl.maximum(largest, tl.max(scores, 1))
-                weights = tl.exp2(scores * scale - (larger * scale)[:, None])
-                shrink = tl.exp2((largest - larger) * scale)
-                total = total * shrink + tl.sum(weights, 1)
-                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-                largest = larger
+                largest, total, out = attend_to(
+                    q_low, q_high, k_low, k_high, values, is_key[None, :], scale, largest, total, out
+                )
 
         # Its own tokens: a query sees those up to itself, at delta 0.
         if IS_WHOLE or split == 0:
@@ -197,17 +202,10 @@ def attend_part_kernel(
                 k_low = tl.load(k_ptr + base + half[None, :], mask=is_key[:, None], other=0.0)
                 k_high = tl.load(k_ptr + base + HALF + half[None, :], mask=is_key[:, None], other=0.0)
                 values = tl.load(v_ptr + base + dim[None, :], mask=is_key[:, None], other=0.0)
-                scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-                scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
                 is_seen = (key + offset)[None, :] <= num_before + token[:, None]
-                scores = tl.where(is_seen, scores, float("-inf"))
-                # Every query sees the first of these, so the largest score is finite.
-                larger = tl.maximum(largest, tl.max(scores, 1))
-                weights = tl.exp2(scores * scale - (larger * scale)[:, None])
-                shrink = tl.exp2((largest - larger) * scale)
-                total = total * shrink + tl.sum(weights, 1)
-                out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-                largest = larger
+                largest, total, out = attend_to(
+                    q_low, q_high, k_low, k_high, values, is_seen, scale, largest, total, out
+                )
 
         is_some = total > 0
         out = tl.where(is_some[:, None], out / total[:, None], 0.0).to(parts_ptr.dtype.element_ty)
