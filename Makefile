@@ -33,6 +33,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-gpu: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys, torch; from importlib.util import find_spec; sys.exit(None if torch.cuda.is_available() and find_spec("triton") else "make test-gpu needs a CUDA device, and a torch that has CUDA: TORCH=... make test-gpu")'
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
 check: $(VENV)/.dev

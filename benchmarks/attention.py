@@ -22,7 +22,11 @@ from npc_engine.inference.device import copy_bandwidth, device_name
 from npc_engine.inference.paged_attention import CachedPages, PagedStep, SequencePages
 from npc_engine.inference.rope import RotaryTable
 from npc_engine.inference.rope_config import RopeConfig
-from npc_engine.inference.triton_attention import TritonBackend, Tuning
+
+try:
+    from npc_engine.inference.triton_attention import TritonBackend, Tuning
+except ImportError:
+    raise SystemExit("benchmarks/attention.py needs triton, which comes with PyTorch's CUDA builds") from None
 
 HEADS, KV_HEADS, DIM, BLOCK = 32, 8, 128, 160
 NUM_LAYERS = 8  # their keys and values exceed the L2 cache from 2K of context on
@@ -101,6 +105,8 @@ def main() -> None:
     parser.add_argument("--keys", default="32,64", help="at a time")
     parser.add_argument("--best", type=int, default=8, help="how many cuts to show of each case")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("it needs a CUDA device")
 
     def numbers(text: str) -> list[int]:
         return [int(each) for each in text.split(",")]

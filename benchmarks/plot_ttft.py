@@ -30,13 +30,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--run")
     options = parser.parse_args()
-    result = json.loads(options.result.read_text())
-    if options.run:
-        result = result[options.run]["ttft"]
+    try:
+        result = json.loads(options.result.read_text())
+        if options.run:
+            result = result[options.run]["ttft"]
+        rows = result["rows"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(f"{options.result}: holds no result of bench ttft ({error!r}); does it need --run?")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "ttft", "font.size": 9})
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
     for name, label in LINES.items():
-        points = [(row["context_tokens"], row[name]) for row in result["rows"] if row[name]]
+        points = [(row["context_tokens"], row[name]) for row in rows if row[name]]
         style = {"linestyle": ":"} if name in ("floor_ms", "paper_ms") else {}
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
     axes.set_xscale("log", base=2)

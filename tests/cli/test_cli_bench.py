@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 from typer.testing import CliRunner
 
-from npc_engine.cli.bench.random_blocks import drain, step_to_first_token
+from npc_engine.cli.bench.random_blocks import ask, drain
 from npc_engine.cli.main import app
 from npc_engine.errors import ContextOverflowError
-from npc_engine.inference import FailedOutput, InferenceEngine, Output
+from npc_engine.inference import FailedOutput, GenerationRequest, InferenceEngine, Output
 
 
 def run(*arguments: str) -> dict[str, object]:
@@ -60,7 +60,7 @@ def test_tick_and_load_measure(attention: str) -> None:
     assert (tick["num_blocks"], tick["num_changed"], tick["context_tokens"]) == (12, 3, 12 * 20 + 32)
     assert min(float(str(tick[name])) for name in ("decision_ms", "full_ms", "encode_ms", "dense_ms")) > 0
     sizes = ("--npcs", "3", "--context-tokens", "200", "--shared-tokens", "100", "--tokens", "4", "--block-tokens", "9")
-    load = run("load", *options, *sizes, "--rates", "20,40", "--seconds", "0.5")
+    load = run("load", *options, *sizes, "--rates", "20,40.5", "--seconds", "0.5")
     rows = load["rows"]
     assert isinstance(rows, list)
     for row in rows:
@@ -73,8 +73,9 @@ def test_tick_and_load_measure(attention: str) -> None:
     ("arguments", "expected"),
     [
         (("tick", "--changed", "9", "--blocks", "8"), "--changed 9: there are 8 blocks (--blocks)"),
-        (("load", "--rates", "0"), "--rates have to be at least 1"),
+        (("load", "--rates", "0"), "--rates have to be above 0"),
         (("ttft", "--config", "huge"), "--config 'huge' is unknown; there are llama-3.1-8b"),
+        (("load", "--rates", "0.5,nan"), "--rates 0.5,nan: numbers are expected, as in 0.5,2"),
         (("ttft", "--lengths", "1,x"), "--lengths 1,x: numbers are expected, as in 0,512,4096"),
         (("decode", "--npcs", "0"), "--npcs has to be at least 1"),
         (("decode", "--shared-tokens", "9000"), "--shared-tokens at most --context-tokens"),
@@ -95,9 +96,13 @@ def test_a_request_that_fails_ends_a_measurement() -> None:
     class Failing:
         has_work = True
 
+        def submit(self, request: object) -> None:
+            pass
+
         def step(self) -> list[Output]:
             return [FailedOutput(1, ContextOverflowError("too long"))]
 
-    for function in (drain, step_to_first_token):
-        with pytest.raises(ContextOverflowError, match="too long"):
-            function(cast(InferenceEngine, Failing()))
+    with pytest.raises(ContextOverflowError, match="too long"):
+        drain(cast(InferenceEngine, Failing()))
+    with pytest.raises(ContextOverflowError, match="too long"):
+        ask(cast(InferenceEngine, Failing()), cast(GenerationRequest, None))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -98,7 +100,7 @@ def ttft(
     from npc_engine.cli.bench.ttft import bench_ttft
 
     config = options.config()
-    wanted = _parse_numbers(lengths, "--lengths")
+    wanted = _parse_numbers(lengths, "--lengths", int)
     screen = console(stderr=True)
     network = _network(shape, config, screen)
     with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -135,7 +137,7 @@ def decode(
     from npc_engine.cli.bench.decode import bench_decode
 
     config = options.config()
-    wanted = _parse_numbers(npcs, "--npcs")
+    wanted = _parse_numbers(npcs, "--npcs", int)
     if 0 in wanted or shared_tokens > context_tokens:
         raise ConfigError("--npcs has to be at least 1, and --shared-tokens at most --context-tokens")
     screen = console(stderr=True)
@@ -220,9 +222,9 @@ def load(
     from npc_engine.cli.bench.load import bench_load
 
     config = options.config()
-    wanted = _parse_numbers(rates, "--rates")
+    wanted = _parse_numbers(rates, "--rates", float)
     if 0 in wanted or shared_tokens > context_tokens:
-        raise ConfigError("--rates have to be at least 1, and --shared-tokens at most --context-tokens")
+        raise ConfigError("--rates have to be above 0, and --shared-tokens at most --context-tokens")
     screen = console(stderr=True)
     network = _network(shape, config, screen)
     with Bar(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -259,13 +261,17 @@ def _network(shape: str | None, config: EngineConfig, screen: Console) -> Networ
         )
 
 
-def _parse_numbers(text: str, option: str) -> list[int]:
+N = TypeVar("N", int, float)
+
+
+def _parse_numbers(text: str, option: str, kind: Callable[[str], N]) -> list[N]:
     try:
-        numbers = [int(each) for each in text.split(",")]
+        numbers = [kind(each) for each in text.split(",")]
     except ValueError:
-        numbers = [-1]
-    if min(numbers) < 0:
-        raise ConfigError(f"{option} {text}: numbers are expected, as in 0,512,4096")
+        numbers = []
+    if not numbers or not all(0 <= number < math.inf for number in numbers):
+        example = "0.5,2" if kind is float else "0,512,4096"
+        raise ConfigError(f"{option} {text}: numbers are expected, as in {example}")
     return numbers
 
 

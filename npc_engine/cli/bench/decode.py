@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of, step
 from npc_engine.inference import InferenceEngine, Network, TokenOutput, WarmUp, open_memory
+from npc_engine.inference.context_kind import resolve_attention
 from npc_engine.inference.device import device_name
 
 _FINAL_TOKENS = 20
@@ -59,6 +60,7 @@ def bench_decode(
     on_row: Callable[[int], None] = lambda num_npcs: None,
 ) -> DecodeResult:
     """Measure every number of NPCs. `on_row` is called before each."""
+    attention = resolve_attention(attention)
     rows = []
     for num_npcs in nums_npcs:
         on_row(num_npcs)

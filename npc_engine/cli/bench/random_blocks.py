@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import ParamSpec
 
 from npc_engine.blocks import Block
 from npc_engine.config import SamplingParams
-from npc_engine.inference import FailedOutput, GenerationRequest, InferenceEngine, Network, Output, TokenOutput
+from npc_engine.inference import (
+    FailedOutput,
+    GenerationRequest,
+    InferenceEngine,
+    Network,
+    Output,
+    TokenOutput,
+    open_memory,
+)
+from npc_engine.inference.device import synchronize
+
+P = ParamSpec("P")
 
 _HEADER_TOKENS = 32
 
@@ -26,7 +39,10 @@ class RandomBlocks:
 
     def block(self, num_tokens: int) -> Block:
         """A block behind the header."""
-        return Block.behind(self._network.identity, (self.header,), self.tokens(num_tokens))
+        return self.block_of(self.tokens(num_tokens), self.header)
+
+    def block_of(self, token_ids: tuple[int, ...], *parents: Block) -> Block:
+        return Block.behind(self._network.identity, parents, token_ids)
 
     def blocks(self, num_tokens: int, block_tokens: int) -> tuple[Block, ...]:
         """Blocks of `block_tokens`, the last one smaller, `num_tokens` in all."""
@@ -64,10 +80,29 @@ def drain(engine: InferenceEngine) -> None:
         step(engine)
 
 
-def step_to_first_token(engine: InferenceEngine) -> None:
-    """Step until somebody says something."""
+def ask(engine: InferenceEngine, request: GenerationRequest) -> None:
+    """Submit, and step until the first token."""
+    engine.submit(request)
     while not any(isinstance(output, TokenOutput) for output in step(engine)):
         pass
+
+
+def open_engine(network: Network, attention: str, num_tokens: int) -> InferenceEngine:
+    """An engine with room for so many tokens of blocks, half as many of contexts, and no disk."""
+    num_bytes = num_tokens * network.kv_shape.num_bytes_per_token
+    cache, kind = open_memory(
+        network, attention, max_block_memory=num_bytes, max_context_memory=num_bytes // 2, store=None
+    )
+    return InferenceEngine(network, cache, max_context_memory=num_bytes // 2, kind=kind)
+
+
+def time_ms(network: Network, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:
+    """How long it takes until the device has done it, too."""
+    synchronize(network.decoder.device)
+    start_s = time.perf_counter()
+    work(*args, **kwargs)
+    synchronize(network.decoder.device)
+    return (time.perf_counter() - start_s) * 1000
 
 
 def num_tokens_of(blocks: Iterable[Block]) -> int:

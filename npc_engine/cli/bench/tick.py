@@ -11,14 +11,21 @@ Then the encoding alone: so many changed blocks together, against a dense prefil
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from npc_engine.cli.bench.random_blocks import RandomBlocks, drain, num_tokens_of, step_to_first_token
-from npc_engine.inference import InferenceEngine, Network, WarmUp, open_memory
+from npc_engine.blocks import Block
+from npc_engine.cli.bench.random_blocks import (
+    RandomBlocks,
+    ask,
+    drain,
+    num_tokens_of,
+    open_engine,
+    time_ms,
+)
+from npc_engine.inference import InferenceEngine, Network, WarmUp
 from npc_engine.inference.context_kind import resolve_attention
-from npc_engine.inference.device import device_name, synchronize
+from npc_engine.inference.device import device_name
 
 _NUM_WARM_UPS = 2
 _ENCODED_BLOCKS, _ENCODED_TOKENS = 32, 128
@@ -65,7 +72,7 @@ def bench_tick(
     blocks = list(source.blocks(num_blocks * block_tokens, block_tokens))
     room = (num_blocks + num_changed * (num_rounds + _NUM_WARM_UPS)) * (block_tokens + 64)
     room += 2 * _ENCODED_BLOCKS * _ENCODED_TOKENS * (num_rounds + _NUM_WARM_UPS)
-    engine, dense = (_open(network, each, room) for each in (attention, "buffers"))
+    engine, dense = (open_engine(network, each, room) for each in (attention, "buffers"))
     layout = (source.header, *blocks)
     engine.warm("npc", WarmUp(layout, (), "npc", is_awaited=True))
     drain(engine)
@@ -79,23 +86,15 @@ def bench_tick(
         request = source.request("npc", layout, final_tokens, 2)
         encoded = tuple(source.block(_ENCODED_TOKENS) for _ in range(_ENCODED_BLOCKS))
 
-        def decide(request=request) -> None:  # type: ignore[no-untyped-def]
-            engine.submit(request)
-            step_to_first_token(engine)
-
-        def encode(encoded=encoded) -> None:  # type: ignore[no-untyped-def]
-            engine.warm("tick", WarmUp((source.header, *encoded)))
-            drain(engine)
-
         prompt = (*(t for block in layout for t in block.token_ids), *request.final_token_ids)
         measured = {
-            "decision": _time_ms(network, decide),
-            "full": _time_ms(network, lambda prompt=prompt: dense.full_prefill(prompt)),  # type: ignore[misc]
+            "decision": time_ms(network, ask, engine, request),
+            "full": time_ms(network, dense.full_prefill, prompt),
         }
         drain(engine)
-        measured["encode"] = _time_ms(network, encode)
+        measured["encode"] = time_ms(network, _encode, engine, (source.header, *encoded))
         tokens = source.tokens(_ENCODED_BLOCKS * _ENCODED_TOKENS)
-        measured["dense"] = _time_ms(network, lambda tokens=tokens: dense.full_prefill(tokens))  # type: ignore[misc]
+        measured["dense"] = time_ms(network, dense.full_prefill, tokens)
         if number >= _NUM_WARM_UPS:
             for name, ms in measured.items():
                 times[name].append(ms)
@@ -120,17 +119,6 @@ def bench_tick(
     )
 
 
-def _time_ms(network: Network, work: Callable[[], object]) -> float:
-    synchronize(network.decoder.device)
-    start_s = time.perf_counter()
-    work()
-    synchronize(network.decoder.device)
-    return (time.perf_counter() - start_s) * 1000
-
-
-def _open(network: Network, attention: str, room: int) -> InferenceEngine:
-    num_bytes = room * network.kv_shape.num_bytes_per_token
-    cache, kind = open_memory(
-        network, attention, max_block_memory=num_bytes, max_context_memory=num_bytes // 2, store=None
-    )
-    return InferenceEngine(network, cache, max_context_memory=num_bytes // 2, kind=kind)
+def _encode(engine: InferenceEngine, blocks: tuple[Block, ...]) -> None:
+    engine.warm("tick", WarmUp(blocks))
+    drain(engine)

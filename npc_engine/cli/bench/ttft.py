@@ -15,19 +15,23 @@ once at the bandwidth of a large copy on the same device.
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from npc_engine.blocks import Block
-from npc_engine.cli.bench.random_blocks import drain, step_to_first_token
-from npc_engine.config import SamplingParams
-from npc_engine.inference import GenerationRequest, InferenceEngine, Network, WarmUp, open_memory
-from npc_engine.inference.device import copy_bandwidth, device_name, synchronize
+from npc_engine.cli.bench.random_blocks import (
+    RandomBlocks,
+    ask,
+    drain,
+    num_tokens_of,
+    open_engine,
+    time_ms,
+)
+from npc_engine.inference import InferenceEngine, Network, WarmUp
+from npc_engine.inference.context_kind import resolve_attention
+from npc_engine.inference.device import copy_bandwidth, device_name
 
-_HEADER_TOKENS = 32
 _NUM_WARM_UPS = 3  # rounds that are not counted: first allocations, first use of kernels
 
 PAPER = {50: 26, 512: 26, 1024: 26, 2048: 26, 4096: 27, 8192: 29, 16384: 34, 32768: 45}
@@ -79,6 +83,7 @@ def bench_ttft(
     on_round: Callable[[int], None] = lambda context_tokens: None,
 ) -> TtftResult:
     """Measure every context length. `on_round` is called before each round with its length."""
+    attention = resolve_attention(attention)
     device = network.decoder.device
     bandwidth = copy_bandwidth(device)
     num_weights = network.decoder.weights.num_parameters - network.decoder.weights.embedding.numel()
@@ -133,15 +138,17 @@ class _Bench:
         self, network: Network, attention: str, context_tokens: int, block_tokens: int, final_tokens: int
     ) -> None:
         self._network = network
-        self._rng = random.Random(context_tokens)
+        self._source = RandomBlocks(network, seed=context_tokens)
         self._final_tokens = final_tokens
-        self._num_requests = 0
-        room = context_tokens + 2 * final_tokens + 4 * block_tokens + _HEADER_TOKENS
-        self._engine = self._open(attention, room)
-        self._copying = self._open("buffers", room)
-        texts = self._texts(context_tokens, block_tokens)
-        self.blocks = self._blocks(texts, is_chain=False)
-        self._chain = self._blocks(texts, is_chain=True)
+        header = self._source.header
+        room = 4 * (context_tokens + 2 * final_tokens + 4 * block_tokens + header.num_tokens)
+        self._engine = open_engine(network, attention, room)
+        self._copying = open_engine(network, "buffers", room)
+        # A header and blocks, `context_tokens` in all, but at least the header; and the same, each behind all others.
+        self.blocks = (header, *self._source.blocks(context_tokens - header.num_tokens, block_tokens))
+        self._chain: tuple[Block, ...] = ()
+        for block in self.blocks:
+            self._chain = (*self._chain, self._source.block_of(block.token_ids, *self._chain))
         self._engine.warm("npc", WarmUp(self.blocks, (), "npc", is_awaited=True))
         drain(self._engine)
         for blocks in (self.blocks, self._chain):
@@ -153,7 +160,7 @@ class _Bench:
 
     @property
     def num_context(self) -> int:
-        return sum(block.num_tokens for block in self.blocks)
+        return num_tokens_of(self.blocks)
 
     def run(self, num_rounds: int, on_round: Callable[[], None]) -> dict[str, list[float]]:
         """Times in ms by way of asking, one of each per round."""
@@ -177,24 +184,11 @@ class _Bench:
 
     def _ask(self, engine: InferenceEngine, blocks: tuple[Block, ...], conversation: Hashable) -> float:
         """From submitting a final block to its first token; the rest of the reply is not counted."""
-        self._num_requests += 1
-        request = GenerationRequest(
-            request_id=self._num_requests,
-            conversation=conversation,
-            blocks=blocks,
-            turns=(),
-            final_token_ids=self._tokens(self._final_tokens),
-            sampling=SamplingParams(max_tokens=2),  # the end of a reply is not part of its beginning
-            seed=0,
-            stop_ids=frozenset(),
-        )
-        synchronize(self._network.decoder.device)
-        start_s = time.perf_counter()
-        engine.submit(request)
-        step_to_first_token(engine)
-        elapsed_s = time.perf_counter() - start_s
+        # Two tokens: the end of a reply is not part of its beginning.
+        request = self._source.request(conversation, blocks, self._final_tokens, 2)
+        elapsed_ms = time_ms(self._network, ask, engine, request)
         drain(engine)
-        return elapsed_s * 1000
+        return elapsed_ms
 
     def _ask_prefix(self, number: int) -> float:
         """A prefix cache in its best order: the conversation stands, and its last block has changed."""
@@ -202,42 +196,13 @@ class _Bench:
         conversation = f"prefix {number}"
         self._copying.warm(conversation, WarmUp(kept, (), conversation, is_awaited=True))
         drain(self._copying)
-        last = self._block(self._tokens(self._chain[-1].num_tokens), *kept)
+        last = self._source.block_of(self._source.tokens(self._chain[-1].num_tokens), *kept)
         return self._ask(self._copying, (*kept, last), conversation)
 
     def _full(self) -> float:
         tokens = tuple(token_id for block in self.blocks for token_id in block.token_ids)
-        prompt = (*tokens, *self._tokens(self._final_tokens))
-        synchronize(self._network.decoder.device)
-        start_s = time.perf_counter()
-        self._copying.full_prefill(prompt)
-        return (time.perf_counter() - start_s) * 1000
-
-    def _open(self, attention: str, room: int) -> InferenceEngine:
-        num_bytes = 4 * room * self._network.kv_shape.num_bytes_per_token
-        cache, kind = open_memory(
-            self._network, attention, max_block_memory=num_bytes, max_context_memory=num_bytes // 2, store=None
-        )
-        return InferenceEngine(self._network, cache, max_context_memory=num_bytes // 2, kind=kind)
-
-    def _texts(self, num_tokens: int, block_tokens: int) -> list[tuple[int, ...]]:
-        """A header and blocks, `num_tokens` in all, but at least the header."""
-        sizes = [_HEADER_TOKENS]
-        while (missing := num_tokens - sum(sizes)) > 0:
-            sizes.append(min(block_tokens, missing))
-        return [self._tokens(size) for size in sizes]
-
-    def _blocks(self, texts: Sequence[tuple[int, ...]], *, is_chain: bool) -> tuple[Block, ...]:
-        blocks: list[Block] = []
-        for text in texts:
-            blocks.append(self._block(text, *(blocks if is_chain else blocks[:1])))
-        return tuple(blocks)
-
-    def _block(self, token_ids: Sequence[int], *parents: Block) -> Block:
-        return Block.behind(self._network.identity, parents, token_ids)
-
-    def _tokens(self, number: int) -> tuple[int, ...]:
-        return tuple(self._rng.randrange(3, self._network.config.vocab_size) for _ in range(number))
+        prompt = (*tokens, *self._source.tokens(self._final_tokens))
+        return time_ms(self._network, self._copying.full_prefill, prompt)
 
 
 def _gflop(network: Network, num_weights: int, num_tokens: int, num_before: int) -> float:
